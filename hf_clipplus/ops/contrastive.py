@@ -1,0 +1,372 @@
+"""Contrastive losses over sparse positive pairs, in tiles: memory grows with N + C, never with N x C.
+
+The losses are separable sums, so the gradient is made in the forward pass, tile by tile, and backward only multiplies
+it by the incoming gradient. When `torch.distributed` is initialised every rank passes its own images and captions,
+positives name captions by their number in the concatenation over ranks, and the mean over ranks of the returned losses
+is the loss of the global batch (so that the gradient averaging of DDP gives the gradient of the global batch).
+"""
+
+import torch
+
+from .distributed import RingExchange, all_gather_ragged, gather_sizes, gather_with_grad, rank, world_size
+from .positives import Positives
+
+NORMALIZERS = ("per_image", "per_pair", "per_anchor")
+TILE_ROWS = 256
+TILE_COLS_PER_ROW = 16  # a tile has tile_size rows and 16 x tile_size columns: 1 M pairs, 4 MiB in float32
+
+
+def sigmoid_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    positives,
+    log_scale: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    weights: torch.Tensor | None = None,
+    normalizer: str = "per_image",
+    tile_size: int | None = None,
+) -> torch.Tensor:
+    """Sigmoid loss with any number of positives per image (FFF Eq. 2; SigLIP Algorithm 1 when positives = diagonal).
+
+    `loss = 1/Z sum_ic w_ic softplus(-m_ic z_ic)`, `z_ic = exp(log_scale) x_i . t_c + bias`, `m_ic = +1` on positives
+    and -1 elsewhere. `bias` has the sign of SigLIP's Algorithm 1 (start at -10); the papers' printed formula has the
+    other sign.
+
+    Args:
+        image_embeds: `[N, D]`, L2-normalised; this rank's images.
+        text_embeds: `[C, D]`, L2-normalised; this rank's captions.
+        positives: `Positives`, owners `[C]`, coordinates `[2, P]` or a bool mask `[N, C]`; with several ranks C counts
+            the captions of all ranks (an owner vector is then read as the owners of the rank's own captions).
+        log_scale: scalar tensor, log of the inverse temperature.
+        bias: scalar tensor.
+        weights: broadcastable to `[N, C]`; 0 leaves a pair out. Not available with several ranks.
+        normalizer: Z. "per_image": N; "per_pair": N C; "per_anchor": N C with weight
+            (1/positives of the image + 1/positives of the caption)/2 on positives (SigLIP+).
+        tile_size: images per tile, a caption tile being 16 times as wide; None chooses 256. The result does not
+            depend on it beyond rounding.
+
+    Returns:
+        Scalar; float32 (float64 for float64 input), also under autocast. Double backward is not supported.
+
+    Raises:
+        ValueError: shapes that do not fit, an index out of range, an unknown normalizer.
+    """
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer {normalizer!r} is unknown: choose one of {NORMALIZERS}.")
+    _check_embeddings(image_embeds, text_embeds)
+    caption_sizes, pairs = _global_positives(positives, image_embeds, text_embeds)
+    images = sum(gather_sizes(image_embeds.shape[0], image_embeds.device))
+    captions = sum(caption_sizes)
+    divisor = images / world_size()
+    if normalizer != "per_image":
+        divisor *= captions
+    pair_weights = _anchor_weights(pairs, _compute_dtype(image_embeds)) if normalizer == "per_anchor" else None
+    if weights is not None:
+        if world_size() > 1:
+            raise ValueError("weights are per pair of one process; they are not supported with several processes.")
+        weights = weights.to(image_embeds.device, _compute_dtype(image_embeds)).expand(pairs.shape)
+    return _TiledSigmoid.apply(
+        *_to_compute_dtype(image_embeds, text_embeds, log_scale, bias),
+        (pairs, pair_weights, weights, divisor, tile_size or TILE_ROWS, caption_sizes),
+    )
+
+
+def softmax_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    positives,
+    log_scale: torch.Tensor,
+    *,
+    tile_size: int | None = None,
+) -> torch.Tensor:
+    """CLIP's symmetric cross entropy; with several positives the log-probability is averaged over them.
+
+    `loss = (L(images, captions) + L(captions, images)) / 2`,
+    `L(Q, K) = mean_q [ logsumexp_k z_qk - mean_{k in P(q)} z_qk ]`, `z = exp(log_scale) Q K'`. With one positive per
+    row this is CLIP (2103.00020, Fig. 3). A row without a positive adds nothing.
+
+    Args:
+        image_embeds, text_embeds, positives, log_scale: as in `sigmoid_loss`.
+        tile_size: rows per tile; None keeps a tile near a million pairs.
+
+    Returns:
+        Scalar; float32 (float64 for float64 input), also under autocast.
+    """
+    _check_embeddings(image_embeds, text_embeds)
+    caption_sizes, pairs = _global_positives(positives, image_embeds, text_embeds)
+    image_sizes = gather_sizes(image_embeds.shape[0], image_embeds.device)
+    images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
+    all_images, all_texts = gather_with_grad(images, image_sizes), gather_with_grad(texts, caption_sizes)
+    by_caption = _own_captions(pairs, image_sizes, caption_sizes)
+    forward = _TiledSoftmax.apply(images, all_texts, log_scale, pairs, sum(image_sizes) / world_size(), tile_size)
+    backward = _TiledSoftmax.apply(
+        texts, all_images, log_scale, by_caption, sum(caption_sizes) / world_size(), tile_size
+    )
+    return (forward + backward) / 2
+
+
+@torch.no_grad()
+def logit_statistics(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    positives,
+    log_scale: torch.Tensor,
+    bias: torch.Tensor | float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """Mean logit of the positive and of the negative pairs of one rank, in O((N + C + P) D).
+
+    Args:
+        image_embeds: `[N, D]`, L2-normalised.
+        text_embeds: `[C, D]`, L2-normalised; the captions of the same rank (pairs with other ranks are left out).
+        positives: as in `sigmoid_loss`.
+        log_scale, bias: scalars.
+
+    Returns:
+        `positive_logit`, `negative_logit`: scalars; nan when there is no such pair.
+    """
+    images, texts = image_embeds.float(), text_embeds.float()
+    n, c = images.shape[0], texts.shape[0]
+    if isinstance(positives, Positives) and positives.shape[1] != c:
+        start = sum(gather_sizes(c, texts.device)[: rank()])
+        own = (positives.cols >= start) & (positives.cols < start + c)
+        positives = Positives(positives.rows[own], positives.cols[own] - start, (n, c))
+    pairs = Positives.coerce(positives, (n, c))
+    positive_sum = (images[pairs.rows] * texts[pairs.cols]).sum()
+    negative_sum = images.sum(0) @ texts.sum(0) - positive_sum
+    scale = log_scale.float().exp()
+    return {
+        "positive_logit": scale * positive_sum / len(pairs) + bias if len(pairs) else scale.new_tensor(torch.nan),
+        "negative_logit": (
+            scale * negative_sum / (n * c - len(pairs)) + bias if n * c > len(pairs) else scale.new_tensor(torch.nan)
+        ),
+    }
+
+
+def auto_bias(mean_cosine: float, positive_rate: float, log_scale: float) -> float:
+    """The bias at which the mean pair has the probability `positive_rate`: `logit(pi) - exp(log_scale) s0`.
+
+    Args:
+        mean_cosine: s0, mean cosine of image and caption over random pairs at the start.
+        positive_rate: pi, share of positives among all N x C pairs, in (0, 1).
+        log_scale: log of the inverse temperature.
+    """
+    if not 0 < positive_rate < 1:
+        raise ValueError(f"positive_rate must lie strictly between 0 and 1, got {positive_rate}.")
+    rate = torch.tensor(positive_rate, dtype=torch.float64)
+    return float(torch.logit(rate) - torch.tensor(log_scale, dtype=torch.float64).exp() * mean_cosine)
+
+
+def _check_embeddings(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+    if image_embeds.ndim != 2 or text_embeds.ndim != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
+        raise ValueError(
+            "image_embeds [N, D] and text_embeds [C, D] must be matrices of equal width, "
+            f"got {list(image_embeds.shape)} and {list(text_embeds.shape)}."
+        )
+
+
+def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _to_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    dtype = _compute_dtype(tensors[0])
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _global_positives(positives, image_embeds: torch.Tensor, text_embeds: torch.Tensor):
+    """Caption counts of all ranks, and the pairs with captions numbered over all ranks."""
+    n, own_captions = image_embeds.shape[0], text_embeds.shape[0]
+    sizes = gather_sizes(own_captions, text_embeds.device)
+    shape = (n, sum(sizes))
+    is_owner = isinstance(positives, torch.Tensor) and positives.ndim == 1
+    if world_size() > 1 and is_owner:
+        own = Positives.coerce(positives, (n, own_captions))
+        return sizes, Positives(own.rows, own.cols + sum(sizes[: rank()]), shape)
+    return sizes, Positives.coerce(positives, shape)
+
+
+def _anchor_weights(pairs: Positives, dtype: torch.dtype) -> torch.Tensor:
+    """`[P]`: (1/positives of the image + 1/positives of the caption)/2."""
+    per_image = torch.bincount(pairs.rows, minlength=pairs.shape[0])
+    per_caption = torch.bincount(pairs.cols, minlength=pairs.shape[1])
+    if world_size() > 1:
+        torch.distributed.all_reduce(per_caption)
+    return 0.5 / per_image[pairs.rows].to(dtype) + 0.5 / per_caption[pairs.cols].to(dtype)
+
+
+def _own_captions(pairs: Positives, image_sizes: list[int], caption_sizes: list[int]) -> Positives:
+    """The same pairs seen from this rank's captions: rows are own captions, columns the images of all ranks."""
+    image_start, caption_start = sum(image_sizes[: rank()]), sum(caption_sizes[: rank()])
+    everyone = torch.cat(all_gather_ragged(torch.stack([pairs.cols, pairs.rows + image_start], dim=1)))
+    own = (everyone[:, 0] >= caption_start) & (everyone[:, 0] < caption_start + caption_sizes[rank()])
+    rows, cols = everyone[own].unbind(1)
+    return Positives.from_pairs(rows - caption_start, cols, (caption_sizes[rank()], sum(image_sizes)))
+
+
+def _tile_offsets(pairs: Positives, tile_rows: int, tile_cols: int) -> tuple[torch.Tensor, list[int]]:
+    """Order of the pairs by tile (row-major), and where each tile's pairs begin and end in it."""
+    tiles_across = -(-pairs.shape[1] // tile_cols)
+    tile = (pairs.rows // tile_rows) * tiles_across + pairs.cols // tile_cols
+    order = torch.argsort(tile, stable=True)
+    counts = torch.bincount(tile, minlength=-(-pairs.shape[0] // tile_rows) * tiles_across)
+    return order, [0, *counts.cumsum(0).tolist()]
+
+
+class _SigmoidBlock:
+    """Adds one block (own images against one rank's captions) to the loss and, if wanted, to the gradients."""
+
+    def __init__(self, images, scale, bias, weights, tile_size, with_grad):
+        self.images, self.scale, self.bias, self.weights = images, scale, bias, weights
+        self.tile_rows, self.tile_cols, self.with_grad = tile_size, tile_size * TILE_COLS_PER_ROW, with_grad
+        sum_dtype = torch.float32 if images.device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=sum_dtype, device=images.device)
+        self.grad_bias = torch.zeros_like(self.loss)
+        self.grad_images = torch.zeros_like(images) if with_grad else None
+        self.buffers = None
+
+    def add(self, texts: torch.Tensor, grad_texts: torch.Tensor | None, pairs: Positives, pair_weights) -> None:
+        order, offsets = _tile_offsets(pairs, self.tile_rows, self.tile_cols)
+        n, c = pairs.shape
+        if self.buffers is None or self.buffers.shape[1] < min(self.tile_rows, n) * min(self.tile_cols, c):
+            self.buffers = self.images.new_empty(2, min(self.tile_rows, n) * min(self.tile_cols, c))
+        tile = 0
+        for top in range(0, n, self.tile_rows):
+            rows = slice(top, min(top + self.tile_rows, n))
+            images = self.images[rows]
+            scaled = images * self.scale
+            for left in range(0, c, self.tile_cols):
+                cols = slice(left, min(left + self.tile_cols, c))
+                mine = order[offsets[tile] : offsets[tile + 1]]
+                tile += 1
+                at = (pairs.rows[mine] - top, pairs.cols[mine] - left)
+                slope = self._tile(
+                    scaled, texts[cols], at, rows, cols, None if pair_weights is None else pair_weights[mine]
+                )
+                if self.with_grad:
+                    self.grad_bias += slope.sum()
+                    self.grad_images[rows].addmm_(slope, texts[cols])
+                    grad_texts[cols].addmm_(slope.T, images)
+
+    def _tile(self, scaled, texts, at, rows, cols, pair_weights) -> torch.Tensor:
+        """Loss of one tile; returns dloss/dz `[rows, cols]`, valid until the next call."""
+        shape = (scaled.shape[0], texts.shape[0])
+        z, s = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
+        torch.mm(scaled, texts.T, out=z).add_(self.bias)
+        flipped = -z[at]  # softplus(-m z): positives enter with the other sign
+        z[at] = flipped
+        if self.weights is None:
+            self.loss += torch.clamp(z, min=0, out=s).sum()
+            torch.sigmoid(z, out=s)
+            self.loss -= _log_of_complement(s, out=z).sum()
+        else:
+            pairwise = z.clamp(min=0)
+            torch.sigmoid(z, out=s)
+            pairwise -= _log_of_complement(s, out=z)
+            self.loss += (pairwise * self.weights[rows, cols]).sum()
+            s *= self.weights[rows, cols]
+        if pair_weights is None:
+            s[at] = -s[at]
+            return s
+        own = pair_weights - 1 if self.weights is None else (pair_weights - 1) * self.weights[rows, cols][at]
+        self.loss += (own * torch.nn.functional.softplus(flipped)).sum()
+        s[at] = -s[at] * pair_weights
+        return s
+
+
+def _log_of_complement(s: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`log(sigmoid(|z|)) = log1p(-min(s, 1 - s))` for `s = sigmoid(z)`: precise at both ends, one exp for both."""
+    torch.sub(1, s, out=out)
+    torch.minimum(out, s, out=out)
+    return torch.log1p(out.neg_(), out=out)
+
+
+class _TiledSigmoid(torch.autograd.Function):
+    """Ring over ranks, tiles within a rank; at world size 1 the ring has one station."""
+
+    @staticmethod
+    def forward(ctx, images, texts, log_scale, bias, plan):
+        pairs, pair_weights, weights, divisor, tile_size, caption_sizes = plan
+        with_grad = any(ctx.needs_input_grad)
+        with torch.autocast(images.device.type, enabled=False):
+            block = _SigmoidBlock(images, log_scale.exp(), bias, weights, tile_size, with_grad)
+            grad_texts = _ring(block, texts.contiguous(), pairs, pair_weights, caption_sizes)
+            if with_grad:
+                factor = log_scale.exp() / divisor
+                grad_images = block.grad_images.mul_(factor)
+                grad_log_scale = (images * grad_images).sum()  # sum of g (z - bias) = sum of x . dx
+                grad_bias = (block.grad_bias / divisor).to(bias.dtype)
+                ctx.save_for_backward(grad_images, grad_texts.mul_(factor), grad_log_scale, grad_bias)
+                ctx.scalar_shapes = (log_scale.shape, bias.shape)
+            return (block.loss / divisor).to(images.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        images, texts, log_scale, bias = (saved * grad for saved in ctx.saved_tensors)
+        return images, texts, log_scale.reshape(ctx.scalar_shapes[0]), bias.reshape(ctx.scalar_shapes[1]), None
+
+
+def _ring(block: _SigmoidBlock, texts, pairs: Positives, pair_weights, caption_sizes: list[int]):
+    """Every rank's captions pass by every rank's images, their gradient travels behind them and comes home.
+
+    At step s rank r holds the captions of rank r - s. The next captions are under way while a block is computed.
+    """
+    world, me = len(caption_sizes), rank()
+    ring = RingExchange() if world > 1 else None
+    grad = torch.zeros_like(texts) if block.with_grad else None
+    for step in range(world):
+        source, following = (me - step) % world, (me - step - 1) % world
+        upcoming = ring.start(texts, caption_sizes[following]) if step < world - 1 else None
+        start = sum(caption_sizes[:source])
+        inside = (pairs.cols >= start) & (pairs.cols < start + caption_sizes[source])
+        here = Positives(pairs.rows[inside], pairs.cols[inside] - start, (pairs.shape[0], caption_sizes[source]))
+        block.add(texts, grad, here, None if pair_weights is None else pair_weights[inside])
+        if world > 1 and grad is not None:
+            grad = ring.wait(ring.start(grad, caption_sizes[following]))
+        if upcoming is not None:
+            texts = ring.wait(upcoming)
+    return grad
+
+
+class _TiledSoftmax(torch.autograd.Function):
+    """One direction of the softmax loss: a tile holds whole rows, so its log-sum-exp is exact in one pass."""
+
+    @staticmethod
+    def forward(ctx, queries, keys, log_scale, pairs, divisor, tile_size):
+        with_grad = any(ctx.needs_input_grad)
+        n, c = pairs.shape
+        tile_size = tile_size or max(1, TILE_ROWS * TILE_ROWS * TILE_COLS_PER_ROW // max(c, 1))
+        with torch.autocast(queries.device.type, enabled=False):
+            scale = log_scale.exp()
+            loss = torch.zeros((), dtype=queries.dtype, device=queries.device)
+            grad_queries = torch.zeros_like(queries) if with_grad else None
+            grad_keys = torch.zeros_like(keys) if with_grad else None
+            share = 1.0 / torch.bincount(pairs.rows, minlength=n).clamp(min=1).to(queries.dtype)
+            has_positive = torch.bincount(pairs.rows, minlength=n) > 0
+            order, offsets = _tile_offsets(pairs, tile_size, max(c, 1))
+            for tile, top in enumerate(range(0, n, tile_size)):
+                rows = slice(top, min(top + tile_size, n))
+                mine = order[offsets[tile] : offsets[tile + 1]]
+                at = (pairs.rows[mine] - top, pairs.cols[mine])
+                z = (queries[rows] * scale) @ keys.T
+                lse = z.logsumexp(1)
+                own = share[pairs.rows[mine]]
+                loss += lse[has_positive[rows]].sum() - (own * z[at]).sum()
+                if with_grad:
+                    slope = z.sub_(lse[:, None]).exp_().mul_(has_positive[rows, None])
+                    slope[at] -= own
+                    grad_queries[rows] = slope @ keys
+                    grad_keys.addmm_(slope.T, queries[rows])
+            if with_grad:
+                factor = scale / divisor
+                grad_queries *= factor
+                ctx.save_for_backward(grad_queries, grad_keys.mul_(factor), (queries * grad_queries).sum())
+                ctx.scalar_shape = log_scale.shape
+            return loss / divisor
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        queries, keys, log_scale = (saved * grad for saved in ctx.saved_tensors)
+        return queries, keys, log_scale.reshape(ctx.scalar_shape), None, None, None
