@@ -1,4 +1,4 @@
-"""Counts what was skipped or altered while reading data, across DataLoader workers, so that nothing is lost silently."""
+"""Counts what was skipped or altered while reading data, across DataLoader workers: nothing is lost silently."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class DataReport:
         for kind, count in self.counts().items():
             if count:
                 names = self.names(kind)
-                more = ", ..." if count > len(names) else ""
+                more = ", ..." if count > len(names) == MAX_NAMES else ""
                 parts.append(f"{count:,} x {kind}" + (f" ({', '.join(names)}{more})" if names else ""))
         return f"While reading the data: {'; '.join(parts)}." if parts else ""
 

@@ -39,7 +39,8 @@ def test_counts_made_in_workers_arrive(context, persistent):
     assert report.counts()["unreadable image"] == 20
     assert len(report.names("unreadable image")) == 10
     assert report.summary().startswith("While reading the data: 20 x unreadable image (")
-    assert "6 x truncated caption (row 7, ...)" in report.summary()
+    assert ", ...); " in report.summary()
+    assert "6 x truncated caption (row 7)." in report.summary()
     assert "no caption" not in report.summary()
 
 
