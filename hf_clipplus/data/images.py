@@ -44,12 +44,18 @@ def load_image(value: Any, *, name: str | None = None) -> Image.Image:
     try:
         if isinstance(value, Image.Image):
             return _to_rgb(value)
-        with io.BytesIO(value) if isinstance(value, bytes) else fsspec.open(path, "rb") as file:
+        with _open(value) as file:
             return _to_rgb(Image.open(file))
     except MemoryError:
         raise
     except Exception as error:  # a corrupt file makes Pillow's decoders raise nearly anything
         raise UnreadableImageError(f"Cannot read {name}: {type(error).__name__}: {error}") from error
+
+
+def _open(value: str | os.PathLike | bytes):
+    if isinstance(value, bytes):
+        return io.BytesIO(value)
+    return fsspec.open(value, "rb") if "://" in os.fspath(value) else open(value, "rb")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
