@@ -1,0 +1,180 @@
+"""Embeds many images or texts with any dual encoder: our zoo's, or a CLIP/SigLIP-like model of transformers."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+
+from hf_clipplus.data.images import load_image
+from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank, world_size
+
+
+def encode_images(
+    model: nn.Module,
+    processor: Any,
+    images: Iterable,
+    *,
+    batch_size: int = 64,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Embeddings of all images, in their order.
+
+    When `torch.distributed` is initialised every rank must call this with the same images: each encodes its share and
+    all of them receive everything.
+
+    Args:
+        model: has `encode_image(pixel_values=..., normalize=False)` or `get_image_features(...).pooler_output`; it
+            runs where it is, in eval mode and without gradient, and gets its training flags back.
+        processor: `processor(images=[...], return_tensors="pt")` gives what the model takes.
+        images: whatever `load_image` reads (PIL image, path, `{"bytes", "path"}`). Read lazily, a batch at a time.
+            With more than one process a sequence is read by its share, an iterable in full by every process.
+        batch_size: images per forward pass and process.
+        autocast_dtype: run under `torch.autocast` with this dtype; None runs in the model's own.
+        progress: show a progress bar (on rank 0).
+
+    Returns:
+        [images, dim] float32 on the CPU, L2-normalised.
+
+    Raises:
+        TypeError: the model has neither method.
+        ValueError: there are no images, or an embedding is not finite.
+    """
+    if hasattr(model, "encode_image"):
+        forward = lambda inputs: model.encode_image(**inputs, normalize=False)  # noqa: E731
+    elif hasattr(model, "get_image_features"):
+        forward = lambda inputs: model.get_image_features(**inputs).pooler_output  # noqa: E731
+    else:
+        raise TypeError(f"expected a model with encode_image or get_image_features, got {type(model).__name__}")
+
+    def encode(batch: list) -> Tensor:
+        inputs = processor(images=[load_image(image) for image in batch], return_tensors="pt")
+        return forward(_to_model(inputs, model))
+
+    return _encode(model, images, encode, "images", batch_size, autocast_dtype, progress)
+
+
+def encode_texts(
+    model: nn.Module,
+    processor: Any,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 256,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Embeddings of all texts, in their order; like `encode_images`, for `encode_text` or `get_text_features`.
+
+    Texts longer than the model's context are cut. A model of the zoo tokenizes with its processor's own defaults.
+
+    Returns:
+        [texts, dim] float32 on the CPU, L2-normalised.
+
+    Raises:
+        TypeError: the model has neither method, or a text is no string.
+        ValueError: there are no texts, or an embedding is not finite.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"expected several texts, got one string: pass [{texts!r}]")
+    if hasattr(model, "encode_text"):
+        forward = lambda inputs: model.encode_text(**inputs, normalize=False)  # noqa: E731
+        options = {}
+    elif hasattr(model, "get_text_features"):
+        forward = lambda inputs: model.get_text_features(**inputs).pooler_output  # noqa: E731
+        # SigLIP was trained on padded text, ignores the mask and pools the last position.
+        padding = "max_length" if "siglip" in model.config.model_type else True
+        max_length = model.config.text_config.max_position_embeddings
+        options = {"padding": padding, "truncation": True, "max_length": max_length}
+    else:
+        raise TypeError(f"expected a model with encode_text or get_text_features, got {type(model).__name__}")
+
+    def encode(batch: list) -> Tensor:
+        wrong = [text for text in batch if not isinstance(text, str)]
+        if wrong:
+            raise TypeError(f"expected texts as strings, got {type(wrong[0]).__name__}: {wrong[0]!r}")
+        return forward(_to_model(processor(text=batch, return_tensors="pt", **options), model))
+
+    return _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient; afterwards every submodule has the training flag it had before.
+
+    Not `torch.inference_mode`: a buffer that a model builds lazily there could not be used in training afterwards.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _encode(
+    model: nn.Module,
+    items: Iterable,
+    encode: Callable[[list], Tensor],
+    what: str,
+    batch_size: int,
+    autocast_dtype: torch.dtype | None,
+    progress: bool,
+) -> Tensor:
+    device = next(model.parameters()).device
+    share, length = _own_share(items)
+    parts = []
+    with (
+        evaluation_mode(model),
+        torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None),
+        tqdm(total=length, desc=f"encoding {what}", disable=not progress or rank() > 0) as bar,
+    ):
+        while batch := list(islice(share, batch_size)):
+            parts.append(normalize(encode(batch).float(), dim=-1).cpu())
+            bar.update(len(batch))
+    embeds = _gather_in_order(torch.cat(parts) if parts else torch.zeros(0, 0), device)
+    if not len(embeds):
+        raise ValueError(f"there are no {what} to encode")
+    wrong = (~torch.isfinite(embeds).all(1)).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(f"the embeddings of {len(wrong)} {what} are NaN or infinite, the first is {int(wrong[0])}")
+    return embeds
+
+
+def _own_share(items: Iterable) -> tuple[Iterator, int | None]:
+    """Every world-size-th item from this rank on, and how many that is where it can be known."""
+    if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
+        indices = range(rank(), len(items), world_size())
+        return (items[index] for index in indices), len(indices)
+    return islice(iter(items), rank(), None, world_size()), None
+
+
+def _gather_in_order(embeds: Tensor, device: torch.device) -> Tensor:
+    """Undo `_own_share`: this rank's [n, dim] -> everything on the CPU. A rank without items passes [0, 0]."""
+    if world_size() == 1:
+        return embeds
+    exchange = device if "nccl" in dist.get_backend() else torch.device("cpu")
+    dim = max(gather_sizes(embeds.shape[1], exchange))
+    if not len(embeds):
+        embeds = torch.zeros(0, dim)
+    parts = all_gather_ragged(embeds.to(exchange))
+    out = torch.empty(sum(map(len, parts)), dim)
+    for index, part in enumerate(parts):
+        out[index :: len(parts)] = part.cpu()
+    return out
+
+
+def _to_model(inputs: Any, model: nn.Module) -> dict[str, Tensor]:
+    """The processor's tensors on the model's device, floating ones in its dtype."""
+    weight = next(model.parameters())
+    return {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
