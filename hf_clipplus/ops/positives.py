@@ -83,6 +83,11 @@ class Positives:
         keys = torch.unique(torch.cat([p.rows * self.shape[1] + p.cols for p in everyone]))
         return Positives(keys // max(self.shape[1], 1), keys % max(self.shape[1], 1), self.shape)
 
+    def between(self, first: int, last: int) -> "Positives":
+        """The pairs of images `first <= i < last`, numbered from `first`."""
+        inside = (self.rows >= first) & (self.rows < last)
+        return Positives(self.rows[inside] - first, self.cols[inside], (last - first, self.shape[1]))
+
     def to_mask(self) -> torch.Tensor:
         """Dense bool `[N, C]`; for small batches and tests."""
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.rows.device)

@@ -1,0 +1,60 @@
+"""One table of the variants; registration, lists, tables and cards are made from it."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Facts about one variant.
+
+    Args:
+        id: folder under `models/`, and stem of the Hub repository (`<org>/<id>-plus`).
+        config, model, processor: class names in `hf_clipplus.models.<id>`.
+        paper: arXiv number.
+        title: the paper's name of the method and what it adds, in one line.
+        auto_classes: transformers' Auto classes under which the model is registered.
+        tasks: pipelines that the model serves.
+        recipe: the example that trains it.
+        licence: licence of the method's published code and weights, as far as known.
+    """
+
+    id: str
+    config: str
+    model: str
+    processor: str
+    paper: str
+    title: str
+    auto_classes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    recipe: str
+    licence: str
+
+
+VARIANTS = (
+    Variant(
+        id="fff",
+        config="FFFConfig",
+        model="FFFModel",
+        processor="FFFProcessor",
+        paper="2405.10286",
+        title="FFF: mined positives, several captions per image, sigmoid loss",
+        auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
+        tasks=("zero-shot-image-classification",),
+        recipe="examples/train_fff.py",
+        licence="no code and no weights were published",
+    ),
+)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Ids of the variants that match a shell pattern, e.g. `list_models("f*")`."""
+    return [variant.id for variant in VARIANTS if fnmatch(variant.id, pattern)]
+
+
+def get_variant(variant_id: str) -> Variant:
+    """The entry of one variant; raises KeyError that lists the known ids."""
+    for variant in VARIANTS:
+        if variant.id == variant_id:
+            return variant
+    raise KeyError(f"unknown variant {variant_id!r}; known: {', '.join(list_models())}")

@@ -1,0 +1,247 @@
+"""The two towers that the contrastive variants share: transformers' CLIP or SigLIP modules, published names kept.
+
+A model here has exactly the state-dict keys of `CLIPModel` or `SiglipModel` plus what the variant adds, so that
+`Variant.from_pretrained(<any CLIP checkpoint>)` loads it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, CLIPTextModel, CLIPVisionModel, SiglipTextModel, SiglipVisionModel
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+logger = logging.get_logger(__name__)
+
+TEXT_TOWERS = {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}
+VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+
+
+@strict
+class DualEncoderConfig(PreTrainedConfig):
+    """Two tower configurations and what joins them.
+
+    Args:
+        text_config, vision_config: configurations (or dicts with a `model_type`) of CLIP or SigLIP towers; CLIP's
+            ViT-B/32 when left alone.
+        projection_dim: width of the joint space for CLIP towers; SigLIP towers end in it by themselves.
+        logit_scale_init_value: log of the inverse temperature at the start.
+        logit_bias_init_value: bias of the sigmoid loss at the start, sign of SigLIP's Algorithm 1.
+        initializer_factor: scale of the projections' random initialisation.
+    """
+
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model"),
+        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = 2.6592
+    logit_bias_init_value: float | int = -10.0
+    initializer_factor: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name, config, known in (
+            ("text_config", self.text_config, TEXT_TOWERS),
+            ("vision_config", self.vision_config, VISION_TOWERS),
+        ):
+            if config.model_type not in known:
+                raise ValueError(
+                    f"{type(self).__name__}.{name}: tower type {config.model_type!r} is not supported; "
+                    f"use one of {sorted(known)}."
+                )
+
+    @property
+    def has_siglip_towers(self) -> bool:
+        """Whether the towers are SigLIP's, which end in the joint space themselves."""
+        return self.text_config.model_type.startswith("siglip")
+
+
+@dataclass
+class DualEncoderEmbeddings(ModelOutput):
+    """What `embed` returns.
+
+    Args:
+        image_embeds: `[N, D]`, L2-normalised.
+        text_embeds: `[C, D]`, L2-normalised.
+        vision_model_output, text_model_output: the towers' outputs; `pooler_output` is the projected embedding.
+    """
+
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+class DualEncoderPreTrainedModel(PreTrainedModel):
+    """Loading, saving, initialisation and capabilities of the two-tower models."""
+
+    config_class = DualEncoderConfig
+    config: DualEncoderConfig
+    base_model_prefix = "clipplus"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _no_split_modules = [
+        "CLIPTextEmbeddings",
+        "CLIPEncoderLayer",
+        "CLIPVisionEmbeddings",
+        "SiglipTextEmbeddings",
+        "SiglipEncoderLayer",
+        "SiglipVisionEmbeddings",
+        "SiglipMultiheadAttentionPoolingHead",
+    ]
+    _can_record_outputs = {
+        "hidden_states": [CLIPEncoderLayer, SiglipEncoderLayer],
+        "attentions": [CLIPAttention, SiglipAttention],
+    }
+    # float32 under any loading dtype: exp(logit_scale) in bfloat16 is off by up to 1%
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
+    accepts_loss_kwargs = False  # the loss is a mean of ours; Trainer must not rescale it
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if not isinstance(module, DualEncoderModel):
+            return
+        factor = self.config.initializer_factor
+        for projection in (module.visual_projection, module.text_projection):
+            if isinstance(projection, nn.Linear):
+                init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5 * factor)
+        init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+
+class DualEncoderModel(DualEncoderPreTrainedModel):
+    """Two towers into one space. A variant adds `contrast(embeddings, **targets)` and a `forward` of the two steps.
+
+    Class attributes:
+        image_inputs, text_inputs: names of the batch entries that `embed` takes, by side; everything else in a batch
+            is a target of `contrast`. Gradient caching cuts a batch along these.
+    """
+
+    image_inputs = ("pixel_values",)
+    text_inputs = ("input_ids", "attention_mask", "position_ids")
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__(config)
+        text, vision = config.text_config, config.vision_config
+        self.text_model = TEXT_TOWERS[text.model_type]._from_config(text)
+        self.vision_model = VISION_TOWERS[vision.model_type]._from_config(vision)
+        if config.has_siglip_towers:
+            self.visual_projection, self.text_projection = nn.Identity(), nn.Identity()
+        else:
+            self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+            self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+        shape = (1,) if config.has_siglip_towers else ()  # the published shapes
+        self.logit_scale = nn.Parameter(torch.full(shape, float(config.logit_scale_init_value)))
+        self.logit_bias = nn.Parameter(torch.full(shape, float(config.logit_bias_init_value)))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` is the projected, not normalised embedding `[N, D]`.
+
+        Args:
+            pixel_values: `[N, 3, H, W]`, normalised as the processor does.
+            interpolate_pos_encoding: accept another image size than the configured one.
+        """
+        outputs = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The text tower's output; `pooler_output` is the projected, not normalised embedding `[C, D]`.
+
+        Args:
+            input_ids: `[C, L]`; longer than the context, the end is cut and the end token kept (with a warning).
+            attention_mask: `[C, L]`, 0 on padding.
+            position_ids: `[C, L]` or `[1, L]`.
+        """
+        input_ids, attention_mask = self._fit_context(input_ids, attention_mask)
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def encode_image(self, pixel_values: torch.Tensor, normalize: bool = True, **kwargs) -> torch.Tensor:
+        """Image embeddings `[N, D]`, L2-normalised unless told otherwise."""
+        embeds = self.get_image_features(pixel_values, **kwargs).pooler_output
+        return F.normalize(embeds, dim=-1) if normalize else embeds
+
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True, **kwargs
+    ) -> torch.Tensor:
+        """Text embeddings `[C, D]`, L2-normalised unless told otherwise."""
+        embeds = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
+        return F.normalize(embeds, dim=-1) if normalize else embeds
+
+    def embed(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> DualEncoderEmbeddings:
+        """First public step: inputs to embeddings. Either side may be left out."""
+        found = DualEncoderEmbeddings()
+        if pixel_values is not None:
+            vision = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            found["vision_model_output"], found["image_embeds"] = vision, F.normalize(vision.pooler_output, dim=-1)
+        if input_ids is not None:
+            text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+            found["text_model_output"], found["text_embeds"] = text, F.normalize(text.pooler_output, dim=-1)
+        return found
+
+    def similarity_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """`[N, C]` scaled cosines without the bias; the full matrix, so for inference and small batches."""
+        return self.logit_scale.exp().to(image_embeds.dtype) * image_embeds @ text_embeds.T.to(image_embeds.device)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self, maximum: float = 100.0) -> None:
+        """Keep the inverse temperature in [1, maximum] (CLIP's habit); called after every optimizer step."""
+        self.logit_scale.clamp_(0.0, float(torch.tensor(maximum).log()))
+
+    def _fit_context(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
+        limit = self.config.text_config.max_position_embeddings
+        if input_ids.shape[-1] <= limit:
+            return input_ids, attention_mask
+        logger.warning_once(
+            f"Texts of up to {input_ids.shape[-1]} tokens are longer than the context of {limit}: "
+            "their end is cut, the end token is kept. Pass truncation=True to the processor to count them."
+        )
+        end = self.config.text_config.eos_token_id
+        # published CLIP configurations say 2 and pool at the highest id of the row
+        end = input_ids.amax(-1, keepdim=True) if end == 2 else torch.full_like(input_ids[:, :1], end)
+        fitted = input_ids[:, :limit].clone()
+        fitted[:, -1:] = torch.where(fitted.ne(end).all(-1, keepdim=True), end, fitted[:, -1:])
+        return fitted, None if attention_mask is None else attention_mask[:, :limit]

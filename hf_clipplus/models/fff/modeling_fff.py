@@ -1,0 +1,243 @@
+"""FFF: a CLIP dual encoder trained with mined positives, several captions per image and the sigmoid loss."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel
+from hf_clipplus.ops.contrastive import logit_statistics, sigmoid_loss, softmax_loss
+from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank
+from hf_clipplus.ops.positives import Positives, default_owners, mine_positives, positives_from_ids
+
+from .configuration_fff import FFFConfig
+
+logger = logging.get_logger(__name__)
+
+SUSPICIOUS_MINED_SHARE = 0.05
+
+
+@dataclass
+class FFFOutput(ModelOutput):
+    """What `FFFModel` returns.
+
+    Args:
+        loss: scalar, when `return_loss`.
+        logits_per_image: `[N, C]`, scaled cosines (plus the bias for the sigmoid loss); only without a loss or when
+            `return_logits`.
+        logits_per_text: its transpose.
+        text_embeds: `[C, D]`, L2-normalised.
+        image_embeds: `[N, D]`, L2-normalised.
+        text_model_output, vision_model_output: outputs of the towers.
+        positives: `[2, P]` int64, (own image, caption numbered over all ranks) of every positive pair of the loss.
+        statistics: scalars to log: `positive_logit`, `negative_logit`, and per image `mined`, `mined_image_text`,
+            `mined_image_image`, `mined_text_text`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    positives: torch.Tensor | None = None
+    statistics: dict[str, torch.Tensor] | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class FFFModel(DualEncoderModel):
+    """CLIP towers with the multi-positive sigmoid loss of FFF (2405.10286).
+
+    Example:
+
+    ```python
+    >>> import hf_clipplus
+    >>> from transformers import AutoModel, AutoProcessor
+
+    >>> model = AutoModel.from_pretrained("org/fff-plus")
+    >>> processor = AutoProcessor.from_pretrained("org/fff-plus")
+    >>> batch = processor(images=[cat, dog], text=[["a cat", "a small cat"], ["a dog"]], return_tensors="pt")
+    >>> loss = model(**batch, return_loss=True).loss
+    ```
+    """
+
+    config_class = FFFConfig
+    config: FFFConfig
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        caption_owner: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        mining_image_features: torch.Tensor | None = None,
+        mining_text_features: torch.Tensor | None = None,
+        positives: torch.Tensor | None = None,
+        mine_online: bool | None = None,
+        return_loss: bool | None = None,
+        return_logits: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> FFFOutput:
+        """Embed a batch and, when asked, compute the loss over the batches of all processes.
+
+        Args:
+            pixel_values: `[N, 3, H, W]`.
+            input_ids, attention_mask: `[C, L]`, captions of all images, in any order.
+            caption_owner, image_ids, caption_ids, mining_image_features, mining_text_features, positives, mine_online:
+                see `contrast`.
+            return_loss: compute the loss.
+            return_logits: give `logits_per_image` beside the loss (N x C numbers); default: only without a loss.
+            interpolate_pos_encoding: accept another image size than the configured one.
+        """
+        embeddings = self.embed(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            position_ids,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **{key: value for key, value in kwargs.items() if key.startswith("output_")},
+        )
+        output = dict(embeddings)
+        complete = pixel_values is not None and input_ids is not None
+        if return_loss:
+            if not complete:
+                raise ValueError("return_loss=True needs both pixel_values and input_ids.")
+            output.update(
+                self.contrast(
+                    embeddings,
+                    caption_owner=caption_owner,
+                    image_ids=image_ids,
+                    caption_ids=caption_ids,
+                    mining_image_features=mining_image_features,
+                    mining_text_features=mining_text_features,
+                    positives=positives,
+                    mine_online=mine_online,
+                )
+            )
+        if complete and (return_logits or (return_logits is None and not return_loss)):
+            logits = self.similarity_logits(embeddings.image_embeds, embeddings.text_embeds)
+            if self.config.contrastive_loss == "sigmoid":
+                logits = logits + self.logit_bias.to(logits.dtype)
+            output["logits_per_image"], output["logits_per_text"] = logits, logits.T
+        return FFFOutput(**output)
+
+    def contrast(
+        self,
+        embeddings: DualEncoderEmbeddings,
+        *,
+        caption_owner: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        mining_image_features: torch.Tensor | None = None,
+        mining_text_features: torch.Tensor | None = None,
+        positives: torch.Tensor | None = None,
+        mine_online: bool | None = None,
+        **_,
+    ) -> dict[str, torch.Tensor]:
+        """Second public step: embeddings to loss, over the batches of all processes.
+
+        Args:
+            embeddings: `image_embeds [N, D]` and `text_embeds [C, D]` of this process.
+            caption_owner: `[C]` int64, image of each caption; contiguous groups of C/N when left out.
+            image_ids: `[N]` int64, equal id = same picture (also across processes).
+            caption_ids: `[C]` int64, equal id = same text.
+            mining_image_features, mining_text_features: `[N, Df]`, `[C, Df]` features to mine from.
+            positives: instead of all of the above: bool `[N, C]` or coordinates `[2, P]` (captions numbered over all
+                processes).
+            mine_online: whether online mining has begun; the trainer sets it after the warm-up.
+
+        Returns:
+            `loss`, `positives [2, P]` and `statistics`.
+
+        Raises:
+            ValueError: an owner out of range, ids of the wrong length, only one kind of mining features, NaN features.
+        """
+        images, texts = embeddings.image_embeds, embeddings.text_embeds
+        if positives is None:
+            if self.config.mining_features == "online" and self._online_mining_begun(mine_online):
+                mining_image_features, mining_text_features = images.detach(), texts.detach()
+            if caption_owner is None:
+                caption_owner = default_owners(len(images), len(texts), images.device)
+            Positives.coerce(caption_owner, (len(images), len(texts)))  # checked before it is shifted by the rank
+            pairs, mined = self._assign(
+                images.shape[0],
+                caption_owner,
+                image_ids,
+                caption_ids,
+                mining_image_features,
+                mining_text_features,
+            )
+        else:
+            captions = sum(gather_sizes(texts.shape[0], texts.device))
+            pairs, mined = Positives.coerce(positives, (images.shape[0], captions)), {}
+        options = {"tile_size": self.config.loss_tile_size}
+        if self.config.contrastive_loss == "softmax":
+            loss = softmax_loss(images, texts, pairs, self.logit_scale, **options)
+            loss = loss + 0.0 * self.logit_bias.sum()  # the bias stays part of the graph: DDP wants every parameter
+        else:
+            options["normalizer"] = self.config.loss_normalizer
+            loss = sigmoid_loss(images, texts, pairs, self.logit_scale, self.logit_bias, **options)
+        bias = self.logit_bias.detach().reshape(()) if self.config.contrastive_loss == "sigmoid" else 0.0
+        statistics = logit_statistics(images, texts, pairs, self.logit_scale.reshape(()), bias) | mined
+        return {"loss": loss, "positives": torch.stack([pairs.rows, pairs.cols]), "statistics": statistics}
+
+    def _assign(
+        self, images, owner, image_ids, caption_ids, image_features, text_features
+    ) -> tuple[Positives, dict[str, torch.Tensor]]:
+        """Positives of this process's images among the captions of all processes, and what was mined per image."""
+        if (image_features is None) != (text_features is None):
+            raise ValueError("mining needs both mining_image_features and mining_text_features.")
+        sizes = gather_sizes(images, owner.device)
+        start = sum(sizes[: rank()])
+        own = (start, start + images)
+        owner, image_ids, caption_ids, image_features, text_features = (
+            None if tensor is None else torch.cat(all_gather_ragged(tensor))
+            for tensor in (owner + start, image_ids, caption_ids, image_features, text_features)
+        )
+        pairs = positives_from_ids(owner, sum(sizes), image_ids=image_ids, caption_ids=caption_ids).between(*own)
+        if image_features is None:
+            return pairs, {}
+        if not (torch.isfinite(image_features).all() and torch.isfinite(text_features).all()):
+            raise ValueError("mining features contain NaN or infinite values.")
+        config = self.config
+        found, counts = mine_positives(
+            image_features,
+            text_features,
+            owner,
+            p1=config.p1,
+            p1_gate=config.p1_gate,
+            p2=config.p2,
+            p3=config.p3,
+            rule=config.mining_rule,
+            stt=config.stt_mode,
+            rows=own,
+        )
+        everything = found.shape[0] * found.shape[1]
+        if counts["total"] > SUSPICIOUS_MINED_SHARE * everything:
+            logger.warning_once(
+                f"{int(counts['total'])} of {everything} pairs were mined as positives: the thresholds p1, p1_gate, "
+                "p2, p3 do not fit the feature model. hf_clipplus.training.calibrate proposes others."
+            )
+        names = {"total": "mined", **{key: f"mined_{key}" for key in ("image_text", "image_image", "text_text")}}
+        return pairs.union(found), {names[key]: count / max(images, 1) for key, count in counts.items()}
+
+    def _online_mining_begun(self, mine_online: bool | None) -> bool:
+        if mine_online is None:
+            logger.warning_once(
+                "mining_features='online' but nobody says that the warm-up is over (mine_online): nothing is mined. "
+                "ContrastiveTrainer does this; an untrained model would mine almost every pair."
+            )
+        return bool(mine_online)
+
+
+__all__ = ["FFFModel", "FFFOutput"]

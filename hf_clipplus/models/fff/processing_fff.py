@@ -1,0 +1,100 @@
+"""Processor of FFF: images, and any number of captions per image."""
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+TextInput = str | list[str] | list[list[str]]
+
+
+class FFFProcessor(ProcessorMixin):
+    """CLIP's image processor and tokenizer; a list of lists of captions becomes flat ids and their owners.
+
+    Texts are padded to the longest of the batch and cut at the context length, the end token kept, unless told
+    otherwise.
+
+    Example:
+
+    ```python
+    >>> batch = processor(images=[cat, dog], text=[["a cat", "a small cat"], ["a dog"]], return_tensors="pt")
+    >>> batch["caption_owner"]
+    tensor([0, 0, 1])
+    ```
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(self, images=None, text: TextInput | None = None, *, return_tensors=None, **kwargs) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: one image or a list.
+            text: one text, a list (one text each), or a list of lists (the captions of each image).
+            return_tensors: "pt" for tensors.
+            kwargs: for the image processor or the tokenizer (`padding`, `truncation`, `max_length`, `size`, ...).
+
+        Returns:
+            `pixel_values [N, 3, H, W]`; `input_ids`, `attention_mask [C, L]`; for a list of lists also
+            `caption_owner [C]`; `truncated_captions`: number of texts that were cut, when any was.
+
+        Raises:
+            ValueError: nothing given, an image without captions, an empty caption, a different number of images and
+                caption lists.
+        """
+        if images is None and text is None:
+            raise ValueError("FFFProcessor: give images, text or both.")
+        batch = {}
+        if images is not None:
+            names = set(self.image_processor.valid_kwargs.__annotations__) | {"backend"}
+            options = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
+            batch.update(self.image_processor(images, return_tensors=return_tensors, **options))
+        if text is not None:
+            captions, owner = _flatten(text)
+            if owner is not None and images is not None and len(text) != len(batch["pixel_values"]):
+                raise ValueError(f"{len(batch['pixel_values'])} images but {len(text)} lists of captions.")
+            options = {"padding": True, "truncation": True, "max_length": self.context_length} | kwargs
+            encoded = self.tokenizer(captions, return_tensors=return_tensors, **options)
+            cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
+            batch.update(encoded)
+            if owner is not None:
+                batch["caption_owner"] = owner
+            if cut:
+                batch["truncated_captions"] = cut
+        numbers = {key: batch[key] for key in ("caption_owner",) if key in batch}
+        return BatchFeature(batch | BatchFeature(numbers, tensor_type=return_tensors))
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text, the start and the end token included."""
+        return self.tokenizer.model_max_length
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask", "caption_owner"]
+
+
+def _flatten(text: TextInput) -> tuple[list[str], list[int] | None]:
+    """Flat captions, and their owners when captions came grouped by image."""
+    if isinstance(text, str):
+        text = [text]
+    if not text:
+        raise ValueError("text is an empty list: there is nothing to encode.")
+    grouped = not isinstance(text[0], str)
+    groups = text if grouped else [[caption] for caption in text]
+    captions, owner = [], []
+    for i, group in enumerate(groups):
+        if isinstance(group, str) or not group:
+            what = "is a text among lists of texts" if isinstance(group, str) else "has no captions at all"
+            raise ValueError(f"text[{i}] {what}: every image needs a list of at least one caption.")
+        for j, caption in enumerate(group):
+            where = f"text[{i}][{j}]" if grouped else f"text[{i}]"
+            if not isinstance(caption, str):
+                raise ValueError(f"{where} is {type(caption).__name__}, not a text.")
+            if grouped and not caption.strip():
+                raise ValueError(f"{where} is an empty caption: leave it out.")
+            captions.append(caption)
+            owner.append(i)
+    return captions, owner if grouped else None
+
+
+__all__ = ["FFFProcessor"]
