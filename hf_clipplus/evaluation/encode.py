@@ -10,9 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_clipplus.data.images import load_image
 from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank, world_size
+
+logger = logging.get_logger(__name__)
 
 
 def encode_images(
@@ -71,7 +74,8 @@ def encode_texts(
 ) -> Tensor:
     """Embeddings of all texts, in their order; like `encode_images`, for `encode_text` or `get_text_features`.
 
-    Texts longer than the model's context are cut. A model of the zoo tokenizes with its processor's own defaults.
+    Texts longer than the model's context are cut, with a warning that says how many. A model of the zoo
+    tokenizes with its processor's own defaults.
 
     Returns:
         [texts, dim] float32 on the CPU, L2-normalised.
@@ -84,23 +88,32 @@ def encode_texts(
         raise TypeError(f"expected several texts, got one string: pass [{texts!r}]")
     if hasattr(model, "encode_text"):
         forward = lambda inputs: model.encode_text(**inputs, normalize=False)  # noqa: E731
-        options = {}
+        tokenize = lambda batch: processor(text=batch, return_tensors="pt")  # noqa: E731
     elif hasattr(model, "get_text_features"):
         forward = lambda inputs: model.get_text_features(**inputs).pooler_output  # noqa: E731
         # SigLIP was trained on padded text, ignores the mask and pools the last position.
         padding = "max_length" if "siglip" in model.config.model_type else True
         max_length = model.config.text_config.max_position_embeddings
-        options = {"padding": padding, "truncation": True, "max_length": max_length}
+        options = {"padding": padding, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+        tokenize = lambda batch: processor.tokenizer(batch, **options)  # noqa: E731
     else:
         raise TypeError(f"expected a model with encode_text or get_text_features, got {type(model).__name__}")
+    cut = 0
 
     def encode(batch: list) -> Tensor:
+        nonlocal cut
         wrong = [text for text in batch if not isinstance(text, str)]
         if wrong:
             raise TypeError(f"expected texts as strings, got {type(wrong[0]).__name__}: {wrong[0]!r}")
-        return forward(_to_model(processor(text=batch, return_tensors="pt", **options), model))
+        inputs = tokenize(batch)
+        encodings = getattr(inputs, "encodings", None) or []  # of transformers' tokenizers
+        cut += inputs.get("truncated_captions", sum(bool(encoding.overflowing) for encoding in encodings))
+        return forward(_to_model(inputs, model))
 
-    return _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress)
+    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress)
+    if cut:
+        logger.warning(f"{cut} of the {len(embeds)} texts were longer than the model's context and were cut.")
+    return embeds
 
 
 @contextmanager
@@ -177,4 +190,5 @@ def _to_model(inputs: Any, model: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
         for name, value in inputs.items()
+        if isinstance(value, Tensor)
     }

@@ -101,10 +101,15 @@ def test_paths_bytes_and_transparency_go_through_load_image(clip, pictures, tmp_
     torch.testing.assert_close(embeds[0], embeds[2])
 
 
-def test_long_texts_are_cut_at_the_context(clip):
-    model, processor = clip
+def test_long_texts_are_cut_and_counted(clip, siglip, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("hf_clipplus.evaluation.encode.logger.warning", warnings.append)
     long = "a red square on paper " * 50
-    assert torch.isfinite(encode_texts(model, processor, [long])).all()
+    for model, processor in (clip, siglip):
+        assert torch.isfinite(encode_texts(model, processor, [long, "a red square", long], batch_size=2)).all()
+        encode_texts(model, processor, TEXTS)
+    assert len(warnings) == 2
+    assert all("2 of the 3 texts" in warning for warning in warnings)
 
 
 def test_training_flags_come_back_and_no_graph_is_kept(clip, pictures):
