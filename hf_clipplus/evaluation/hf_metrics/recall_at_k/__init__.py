@@ -1,0 +1,1 @@
+"""Folder of one metric for `evaluate.load`."""
