@@ -23,8 +23,10 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 _ACHROMATIC = 3  # the first three names
+_WARM = [COLOUR_NAMES.index(name) for name in ("orange", "brown", "beige")]  # shades of one colour to the eye
 MIN_COLOUR_SHARE = 0.2  # of a drawing's visible pixels: below it, a chromatic colour does not name the drawing
 MANY_COLOURS_SHARE = 0.15  # with three chromatic colours above it a drawing is "colourful"
+BLACK_AND_WHITE_SHARE = 0.12  # of each, where together they are more than the grey between them
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -46,9 +48,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 BACKGROUND_NAMES: tuple[str, ...] = tuple(BACKGROUNDS)
 BACKGROUND_RGB = np.array(list(BACKGROUNDS.values()), dtype=np.uint8)  # [B, 3]
-VISIBLE_DISTANCE = 25.0  # CIELAB distance from which a pixel stands out from the background
+CHROMA_WEIGHT = 0.5  # in the distance below: a shape is seen by its lightness first
+VISIBLE_DISTANCE = 38.0  # CIELAB distance from which a pixel stands out from the background
 VISIBLE_SHARE = 0.5  # of a drawing's pixels that must stand out
-EVAL_WHITE_SHARE = 0.08  # the same for the white of evaluations: black outlines around white areas are enough
+WHITE_DISTANCE, WHITE_SHARE = 15.0, 0.1  # the same for the white of evaluations, where outlines are enough
 
 
 def srgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -103,20 +106,22 @@ def colour_name(rgb: np.ndarray, weight: np.ndarray) -> str:
         raise ValueError("colour_name: expected at least one visible pixel, got weights that are all 0")
     votes = votes / votes.sum()
     chromatic = votes[_ACHROMATIC:]
-    if (chromatic >= MANY_COLOURS_SHARE).sum() >= 3:
+    apart = np.append(np.delete(votes, _WARM)[_ACHROMATIC:], votes[_WARM].sum())
+    if (apart >= MANY_COLOURS_SHARE).sum() >= 3:
         return "colourful"
     if chromatic.max() >= MIN_COLOUR_SHARE:
         return COLOUR_NAMES[_ACHROMATIC + int(chromatic.argmax())]
-    if votes[0] >= MIN_COLOUR_SHARE and votes[2] >= MIN_COLOUR_SHARE:
+    if min(votes[0], votes[2]) >= BLACK_AND_WHITE_SHARE and votes[0] + votes[2] > votes[1]:
         return "black and white"
     return COLOUR_NAMES[int(votes.argmax())]
 
 
-def visibility(image: np.ndarray) -> np.ndarray:
+def visibility(image: np.ndarray, *, distance: float = VISIBLE_DISTANCE) -> np.ndarray:
     """The share of a drawing's visible pixels that stand out from each background.
 
     Args:
         image: RGBA drawing, uint8 [h, w, 4].
+        distance: CIELAB distance from which a pixel stands out.
 
     Returns:
         shares 0..1, [B], in the order of `BACKGROUND_NAMES`.
@@ -128,8 +133,8 @@ def visibility(image: np.ndarray) -> np.ndarray:
     pixels = pixels[:: max(1, len(pixels) // 256)]
     alpha = pixels[:, None, 3:] / 255
     blended = pixels[:, None, :3] * alpha + BACKGROUND_RGB[None] * (1 - alpha)  # [N, B, 3]
-    distance = np.linalg.norm(srgb_to_lab(blended) - _BACKGROUND_LAB[None], axis=-1)
-    return (distance > VISIBLE_DISTANCE).mean(0)
+    difference = (srgb_to_lab(blended) - _BACKGROUND_LAB[None]) * (1, CHROMA_WEIGHT, CHROMA_WEIGHT)
+    return (np.linalg.norm(difference, axis=-1) > distance).mean(0)
 
 
 def showing_backgrounds(shares: np.ndarray) -> np.ndarray:
@@ -186,7 +191,10 @@ def paste(canvas: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
     part = sprite[y0 - top : y1 - top, x0 - left : x1 - left]
     under = canvas[y0:y1, x0:x1]
     shown = under * (255 - part[..., 3:]).astype(np.uint16)
-    under[:] = np.minimum((shown + 127) // 255 + part[..., :3], 255)
+    shown += 128
+    shown += shown >> 8  # with the shift below: a rounded division by 255
+    shown >>= 8
+    np.add(shown, part[..., :3], out=under, casting="unsafe")
 
 
 def premultiplied(image: np.ndarray) -> tuple[Image.Image, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 # Trailing tokens of the file stems that say nothing about the drawing and that no author field explains.
-STAMPS = frozenset({"bw", "bn", "alt", "amp", "ff77", "ganson", "ganso", "gan", "md", "svg", "v0"})
+STAMPS = frozenset({"bw", "bn", "alt", "amp", "ff77", "ganson", "ganso", "gan", "md", "openclipart", "svg", "v0"})
 DANGLING = frozenset(
     {"a", "an", "and", "by", "con", "da", "de", "del", "di", "e", "en", "et", "for", "from", "in"}
 ) | {*("la", "le", "of", "on", "the", "to", "with")}
@@ -89,7 +89,8 @@ CATEGORY_NOUNS = {
 
 # (class, folders, words): a drawing takes the first class one of whose folders is its own and one of whose words (any,
 # where the set is empty) is among its keywords or in its name. Each class has >= 8 train and >= 3 test drawings.
-_CLASS_RULES: tuple[tuple[str, str, str], ...] = (
+_CLASS_RULES: tuple[tuple[str | None, str, str], ...] = (
+    (None, "transportation/boating", "knot"),
     ("road sign", "transportation/roadsigns", ""),
     ("road sign", "transportation", "roadsign sign"),
     (
@@ -143,7 +144,7 @@ _CLASS_RULES: tuple[tuple[str, str, str], ...] = (
 _CLASS_TABLE = tuple(
     (name, frozenset(folders.split()), frozenset(words.split())) for name, folders, words in _CLASS_RULES
 )
-CLASS_NAMES: tuple[str, ...] = tuple(sorted({name for name, _, _ in _CLASS_RULES}))
+CLASS_NAMES: tuple[str, ...] = tuple(sorted({name for name, _, _ in _CLASS_RULES if name}))
 
 
 def class_of(category: str, words: Iterable[str] = ()) -> str | None:
@@ -165,6 +166,11 @@ def class_of(category: str, words: Iterable[str] = ()) -> str | None:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
+
+
+def _unnumbered(word: str) -> str:
+    """ "tigre05" -> "tigre"; "8ball" and "b2" stay."""
+    return re.sub(r"(?<=[^\W\d_]{2})\d+$", "", word)
 
 
 def _is_stamp(token: str, author: list[str], known: set[str]) -> bool:
@@ -198,17 +204,17 @@ def clean_name(name: str, *, title: str, author: str, keywords: Sequence[str] = 
         lower-case words, e.g. "stylized teddy bear".
     """
     authors = _words(author.split("(")[0].split("@")[0])
-    titles = [word for word in _words(title) if not word.isdigit() and word not in authors]
-    tokens = [re.sub(r"(?<=[a-z]{2})\d+$", "", token) for token in _words(name)]
+    titles = [_unnumbered(word) for word in _words(title) if not word.isdigit() and word not in authors]
+    tokens = [_unnumbered(token) for token in _words(name)]
     tokens = (
         [token for token in tokens if token not in ("svg", "architetto")]
         or titles[:6]
         or _words(" ".join(keywords[:1]))
     )
-    while len(tokens) > 1 and _is_stamp(tokens[-1], authors, set(titles)):
-        tokens.pop()
     if tokens and tokens[-1] not in titles:
         tokens = _complete(tokens, titles)
+    while len(tokens) > 1 and _is_stamp(tokens[-1], authors, set(titles)):
+        tokens.pop()
     while len(tokens) > 1 and tokens[-1] in DANGLING:
         tokens.pop()
     return " ".join(tokens) or CATEGORY_NOUNS.get(category, "drawing")
@@ -237,6 +243,22 @@ def with_article(noun: str) -> str:
     if head.endswith("s") and not head.endswith(("ss", "us", "is", "as", "os")):
         return noun
     return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def plural(noun: str) -> str:
+    """ "tiger" -> "tigers", "piece of clothing" -> "pieces of clothing"; plural names become "drawings of ..."."""
+    words = noun.split()
+    if words[0] in ("a", "an", "the") or with_article(noun) == noun != "fruit":
+        return f"drawings of {noun}"
+    head = words.index("of") - 1 if "of" in words[1:] else len(words) - 1
+    word = words[head]
+    if word.endswith(("s", "x", "ch", "sh", "z")):
+        word += "es"
+    elif word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        word = word[:-1] + "ies"
+    else:
+        word += "s"
+    return " ".join([*words[:head], word, *words[head + 1 :]])
 
 
 def query_captions(drawing) -> list[str]:
