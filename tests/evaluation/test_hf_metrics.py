@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
 
