@@ -183,12 +183,11 @@ def _canonical_types(source: str | Path, dataset):
     ):
         raise ValueError(f"The image column of {source} holds {kind}, not images, paths or bytes.")
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    if "caption" in features:
-        if not isinstance(features["caption"], datasets.Value):
-            raise ValueError(
-                f"The caption column of {source} holds {features['caption']}, not one text per row; "
-                "name a list of captions as pseudo_captions_column instead."
-            )
+    if "caption" in features and not isinstance(features["caption"], datasets.Value):
+        raise ValueError(
+            f"The caption column of {source} holds {features['caption']}, not one text per row; "
+            "name a list of captions as pseudo_captions_column instead."
+        )
 
     changes: dict[str, Any] = {}
     converters = {

@@ -6,7 +6,6 @@ import logging
 import tarfile
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -236,15 +235,12 @@ class Wrapped:
         self.epochs.append(epoch)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_indexed_rows_tell_persistent_workers_the_epoch(context):
+def test_indexed_rows_tell_persistent_workers_the_epoch():
     rows = IndexedRows(Wrapped())
     assert rows[-1] == {"x": 7, "index": 7, "epoch": 0}
     with pytest.raises(IndexError):
         rows[8]
-    loader = DataLoader(
-        rows, batch_size=4, num_workers=2, persistent_workers=True, multiprocessing_context=context, collate_fn=list
-    )
+    loader = DataLoader(rows, batch_size=4, num_workers=2, persistent_workers=True, collate_fn=list)
     for epoch in (0, 3):
         rows.set_epoch(epoch)
         seen = [row for batch in loader for row in batch]
@@ -267,18 +263,16 @@ def test_indexed_stream_without_workers():
     assert stream.dataset.epochs == [2]
 
 
-def test_indexed_stream_shares_shards_and_gives_each_row_its_own_index(tmp_path):
-    for shard in range(4):
-        write_parquet(tmp_path / f"{shard}.parquet", ROWS[shard : shard + 2])
-    stream = IndexedStream(load_pairs(tmp_path / "*.parquet", streaming=True).shuffle(seed=0, buffer_size=2))
+def test_indexed_stream_shares_shards_and_gives_each_row_its_own_index():
+    shards = datasets.Dataset.from_dict({"x": list(range(8))}).to_iterable_dataset(num_shards=4)
+    stream = IndexedStream(shards.shuffle(seed=0, buffer_size=4))
     loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True)
     orders = []
     for epoch in range(4):
         stream.set_epoch(epoch)
         rows = list(loader)
-        assert sorted(row["caption_id"] for row in rows) == sorted(i for s in range(4) for i in (s, s + 1))
+        assert sorted(row["x"] for row in rows) == list(range(8))
         assert sorted(row["index"] for row in rows) == list(range(8))
         assert {row["epoch"] for row in rows} == {epoch}
-        orders.append(tuple(row["caption_id"] for row in rows))
-    assert len(set(orders)) > 1
-    assert np.array(orders).shape == (4, 8)
+        orders.append(tuple(row["x"] for row in rows))
+    assert len(set(orders)) > 1  # the epoch reached the shuffling in the workers
