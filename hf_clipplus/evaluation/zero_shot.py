@@ -38,8 +38,8 @@ class ZeroShotClassification:
 
     Args:
         rows: sequence of dicts (or a `datasets.Dataset`) with an image and a label.
-        class_names: the text of every class, in the order of integer labels. None takes the names of the data set's
-            ClassLabel column, or the sorted distinct labels if those are strings.
+        class_names: the text of every class, in the order of integer labels (or the names of the ClassLabel column in
+            any order). None takes the names of that column, or the sorted distinct labels if those are strings.
         templates: prompts with `{}` or clip-benchmark's `{c}` where the class name goes.
         name: prefix for the results, e.g. in a Trainer's log.
         image_column: what `load_image` reads.
@@ -50,7 +50,8 @@ class ZeroShotClassification:
 
     Raises:
         ValueError: a class name is blank or appears twice, a template has no place for the name, a label is missing
-            or no class (the row's index is named), or no class names can be found.
+            or no class (the row's index is named), no class names can be found, or they are not as many as the
+            ClassLabel column's.
     """
 
     def __init__(
@@ -161,11 +162,17 @@ def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None
         raise ValueError(f"templates must hold {{}} or {{c}} for the class name, got {wrong or 'none at all'}")
 
 
+def _class_label_names(labels: Column) -> list[str] | None:
+    """The names of a `datasets.ClassLabel` column."""
+    feature = (getattr(labels.rows, "features", None) or {}).get(labels.name)
+    return list(feature.names) if hasattr(feature, "names") else None
+
+
 def _names_of(labels: Column) -> list[str]:
     """Class names that the data set itself knows."""
-    feature = (getattr(labels.rows, "features", None) or {}).get(labels.name)
-    if hasattr(feature, "names"):
-        return list(feature.names)
+    known = _class_label_names(labels)
+    if known is not None:
+        return known
     distinct = set(labels)
     if not all(isinstance(label, str) for label in distinct):
         raise ValueError(
@@ -176,12 +183,23 @@ def _names_of(labels: Column) -> list[str]:
 
 
 def _class_indices(labels: Column, class_names: list[str]) -> Tensor:
-    """[rows] class indices of integer or string labels."""
-    indices = {name: index for index, name in enumerate(class_names)}
+    """[rows] class indices of integer or string labels.
+
+    Integers of a ClassLabel column whose names are given in another order go by the name.
+    """
+    known = _class_label_names(labels) or class_names
+    if len(known) != len(class_names):
+        raise ValueError(f"got {len(class_names)} class names, but column {labels.name!r} has {len(known)} classes")
+    same = set(known) == set(class_names)
+    names = {name: index for index, name in enumerate(class_names)}
     targets = []
     for row, label in enumerate(labels):
-        index = indices.get(label, -1) if isinstance(label, str) else label
-        if not isinstance(index, numbers.Integral) or not 0 <= index < len(class_names):
+        if isinstance(label, str):
+            index = names.get(label)
+        else:
+            index = label if isinstance(label, numbers.Integral) and 0 <= label < len(known) else None
+            index = names[known[index]] if same and index is not None else index
+        if index is None:
             raise ValueError(f"row {row}: label {label!r} is none of the {len(class_names)} classes")
         targets.append(int(index))
     return torch.tensor(targets, dtype=torch.long)

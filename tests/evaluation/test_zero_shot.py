@@ -96,6 +96,15 @@ def test_class_names_come_from_the_data(pictures):
         result = evaluator(model, model.processor)
         assert result["top1"] == 1
         assert result["classes"] == classes
+    shuffled = ZeroShotClassification(dataset, COLOURS[::-1])
+    assert shuffled.targets.tolist() == [7 - label for label in labels]  # by name
+    better = ZeroShotClassification(dataset, [f"{colour} square" for colour in COLOURS])
+    assert better.targets.tolist() == labels  # other words: by position
+    with pytest.raises(ValueError, match="got 3 class names, but column 'label' has 8 classes"):
+        ZeroShotClassification(dataset, COLOURS[:3])
+    missing = Dataset.from_dict({"image": images, "label": [-1, *labels[1:]]}, features=features)
+    with pytest.raises(ValueError, match="row 0: label -1"):
+        ZeroShotClassification(missing)
     assert ZeroShotClassification(strings, COLOURS).targets.tolist() == labels
     assert ZeroShotClassification(strings).class_names == ["green", "orange", "red", "yellow"]
 
