@@ -18,12 +18,14 @@ SIZE = (0.34, 0.46)  # longest side of the drawing over the picture's
 TRAVEL = (0.7, 1.0)  # how much of the free room a straight move crosses
 MIN_TURN_CHANGE = 12.0  # mean change of a drawing under a quarter turn, 0..255: a disc cannot be seen turning
 
-# The orders in which an action shows the frames of its family; each is a permutation of 0 .. frames - 1.
+# The orders in which an action shows the frames of its family; each is a permutation of 0 .. frames - 1. "around" is
+# "backward" for a closed path: it starts where "forward" does.
 ORDERS: dict[str, Callable[[int], list[int]]] = {
     "forward": lambda n: list(range(n)),
     "backward": lambda n: list(range(n))[::-1],
     "there and back": lambda n: [*range(0, n, 2), *[k for k in range(n) if k % 2][::-1]],
     "back and there": lambda n: [n - 1 - k for k in ORDERS["there and back"](n)],
+    "around": lambda n: [0, *range(1, n)[::-1]],
     "calming": lambda n: [k // 2 if k % 2 == 0 else n - 1 - k // 2 for k in range(n)],
     "rousing": lambda n: ORDERS["calming"](n)[::-1],
 }
@@ -31,7 +33,7 @@ ORDERS: dict[str, Callable[[int], list[int]]] = {
 
 @dataclass(frozen=True)
 class Action:
-    """One action.
+    """One action. Every action starts with the same frame as another one of its family, so no start gives it away.
 
     Attributes:
         family: actions of a family show the same frames in different orders.
@@ -59,33 +61,45 @@ ACTIONS: dict[str, Action] = {
     "shake_rousing": Action("horizontal", "shakes more and more", "rousing"),
     "up_right": Action("rising_diagonal", "moves up to the right", "forward"),
     "down_left": Action("rising_diagonal", "moves down to the left", "backward"),
+    "up_right_and_back": Action("rising_diagonal", "goes up to the right and comes back", "there and back"),
+    "down_left_and_back": Action("rising_diagonal", "goes down to the left and comes back", "back and there"),
     "up_left": Action("falling_diagonal", "moves up to the left", "forward"),
     "down_right": Action("falling_diagonal", "moves down to the right", "backward"),
+    "up_left_and_back": Action("falling_diagonal", "goes up to the left and comes back", "there and back"),
+    "down_right_and_back": Action("falling_diagonal", "goes down to the right and comes back", "back and there"),
     "grow": Action("size", "grows", "forward"),
     "shrink": Action("size", "shrinks", "backward"),
     "grow_and_shrink": Action("size", "grows and shrinks back", "there and back"),
     "shrink_and_grow": Action("size", "shrinks and grows back", "back and there"),
     "turn_clockwise": Action("turn", "turns clockwise", "forward"),
-    "turn_counterclockwise": Action("turn", "turns counterclockwise", "backward"),
+    "turn_counterclockwise": Action("turn", "turns counterclockwise", "around"),
     "fade_in": Action("fade", "fades in", "forward"),
     "fade_out": Action("fade", "fades out", "backward"),
     "flash": Action("fade", "fades in and out again", "there and back"),
     "blink": Action("fade", "fades out and in again", "back and there"),
     "zigzag_up": Action("zigzag", "zigzags upwards", "forward"),
     "zigzag_down": Action("zigzag", "zigzags downwards", "backward"),
+    "zigzag_up_and_back": Action("zigzag", "zigzags upwards and back down", "there and back"),
+    "zigzag_down_and_back": Action("zigzag", "zigzags downwards and back up", "back and there"),
     "circle_clockwise": Action("circle", "circles clockwise", "forward"),
-    "circle_counterclockwise": Action("circle", "circles counterclockwise", "backward"),
+    "circle_counterclockwise": Action("circle", "circles counterclockwise", "around"),
     "spiral_out": Action("spiral", "spirals outwards", "forward"),
     "spiral_in": Action("spiral", "spirals inwards", "backward"),
+    "spiral_out_and_back": Action("spiral", "spirals outwards and back in", "there and back"),
+    "spiral_in_and_back": Action("spiral", "spirals inwards and back out", "back and there"),
     "roll_right": Action("roll", "rolls to the right", "forward"),
     "roll_left": Action("roll", "rolls to the left", "backward"),
+    "roll_right_and_back": Action("roll", "rolls right and comes back", "there and back"),
+    "roll_left_and_back": Action("roll", "rolls left and comes back", "back and there"),
     "fly_away": Action("flight", "flies away upwards", "forward"),
     "come_near": Action("flight", "comes down and near", "backward"),
+    "fly_away_and_back": Action("flight", "flies away and comes near again", "there and back"),
+    "come_near_and_leave": Action("flight", "comes near and flies away again", "back and there"),
 }
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """How one frame shows the drawing: centre as shares of the free room, 0..1, size, degrees clockwise, opacity."""
 
     x: float = 0.5
@@ -95,7 +109,7 @@ class _State:
     opacity: float = 1.0
 
 
-def family_states(family: str, frames: int, rng: np.random.Generator) -> list[_State]:
+def family_states(family: str, frames: int, rng: np.random.Generator) -> list[State]:
     """The states of a family's frames in the order "forward", with random place, travel and phase.
 
     Args:
@@ -109,32 +123,32 @@ def family_states(family: str, frames: int, rng: np.random.Generator) -> list[_S
     share = np.linspace(0, 1, frames)
     cycle = 2 * math.pi * (phase + np.arange(frames) / frames)
     if family == "vertical":
-        return [_State(x=across, y=1 - s) for s in steps]
+        return [State(x=across, y=1 - s) for s in steps]
     if family == "horizontal":
-        return [_State(x=s, y=across) for s in steps]
+        return [State(x=s, y=across) for s in steps]
     if family == "rising_diagonal":
-        return [_State(x=s, y=1 - s) for s in steps]
+        return [State(x=s, y=1 - s) for s in steps]
     if family == "falling_diagonal":
-        return [_State(x=1 - s, y=1 - s) for s in steps]
+        return [State(x=1 - s, y=1 - s) for s in steps]
     if family == "size":
-        return [_State(x=across, y=phase, size=0.6 + 1.2 * s * travel) for s in share]
+        return [State(x=across, y=phase, size=0.6 + 1.2 * s * travel) for s in share]
     if family == "turn":
-        return [_State(x=across, y=start / (1 - travel), turn=math.degrees(c)) for c in cycle]
+        return [State(x=across, y=start / (1 - travel), turn=math.degrees(c)) for c in cycle]
     if family == "fade":
-        return [_State(x=across, y=phase, opacity=0.12 + 0.88 * s) for s in share]
+        return [State(x=across, y=phase, opacity=0.12 + 0.88 * s) for s in share]
     if family == "zigzag":
-        return [_State(x=0.25 + 0.5 * (k % 2), y=1 - s) for k, s in enumerate(steps)]
+        return [State(x=0.25 + 0.5 * (k // 2 % 2), y=1 - s) for k, s in enumerate(steps)]
     if family == "circle":
-        return [_State(x=0.5 + 0.5 * travel * math.sin(c), y=0.5 - 0.5 * travel * math.cos(c)) for c in cycle]
+        return [State(x=0.5 + 0.5 * travel * math.sin(c), y=0.5 - 0.5 * travel * math.cos(c)) for c in cycle]
     if family == "spiral":
         return [
-            _State(x=0.5 + 0.5 * s * travel * math.sin(1.5 * c), y=0.5 - 0.5 * s * travel * math.cos(1.5 * c))
+            State(x=0.5 + 0.5 * s * travel * math.sin(1.5 * c), y=0.5 - 0.5 * s * travel * math.cos(1.5 * c))
             for s, c in zip(share, cycle, strict=True)
         ]
     if family == "roll":
-        return [_State(x=s, y=0.5 + across / 2, turn=360 * (phase + t)) for s, t in zip(steps, share, strict=True)]
+        return [State(x=s, y=0.5 + across / 2, turn=360 * (phase + t)) for s, t in zip(steps, share, strict=True)]
     if family == "flight":
-        return [_State(x=across, y=1 - s, size=1.4 - t) for s, t in zip(steps, share, strict=True)]
+        return [State(x=across, y=1 - s, size=1.4 - t) for s, t in zip(steps, share, strict=True)]
     raise ValueError(f"family: expected one of {sorted({a.family for a in ACTIONS.values()})}, got {family!r}")
 
 
@@ -218,7 +232,7 @@ class ClipWorld(SeededWorld):
             "image_id": self._image_id(index),
         }
 
-    def _frame(self, drawing: Drawing, background: np.ndarray, longest: float, state: _State) -> np.ndarray:
+    def _frame(self, drawing: Drawing, background: np.ndarray, longest: float, state: State) -> np.ndarray:
         size = self.image_size
         sprite = canvas.scaled(drawing.mips, max(1, round(longest * state.size)))
         if state.turn:

@@ -33,8 +33,9 @@ MIN_COVERAGE = (
     0.12  # of its box that a drawing must cover to be put into a scene: thin outlines have no area to segment
 )
 PLACE_TRIES = 25
+SCENE_TRIES = 20
 SHRINK = 0.8
-MIN_PIXELS = 12
+MIN_LONGEST = 0.1  # to which an object shrinks, as LONGEST
 PLACES = (
     ("in the top left", "at the top", "in the top right"),
     ("on the left", "in the middle", "on the right"),
@@ -55,7 +56,7 @@ def place_of(box: tuple[int, int, int, int], size: int) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Parts as prose: "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -63,8 +64,7 @@ class SceneWorld(SeededWorld):
     """Two or more drawings on a canvas of one named colour; every row is drawn from (seed, epoch, i).
 
     Each group of copies of one drawing has a class of its own, so that counts are true for names and for classes.
-    Every object shows at least 60% of its pixels; an object for which no such place is found is left out, which only
-    happens when more than five are asked for, and the sentences speak of those that are there.
+    Every object shows at least 60% of its pixels.
 
     Args:
         split: a split of `load_drawings`, or the drawings themselves; drawings without class or area are not used.
@@ -81,7 +81,7 @@ class SceneWorld(SeededWorld):
         `background` (its name) and `image_id`.
 
     Raises:
-        ValueError: if fewer classes are at hand than objects asked for.
+        ValueError: if fewer classes are at hand than objects asked for, or if the objects find no place.
     """
 
     def __init__(
@@ -114,10 +114,7 @@ class SceneWorld(SeededWorld):
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = self._checked(index)
         rng = self._generator(index)
-        groups = self._groups(rng)
-        shares = np.min([drawing.visibility for drawing, _ in groups], axis=0)
-        background = int(rng.choice(canvas.showing_backgrounds(shares)))
-        picture, owner, objects = self._compose(groups, background, rng)
+        groups, background, (picture, owner, objects) = self._draw(rng)
         mask = np.zeros(owner.shape, dtype=np.uint8)
         for place, item in enumerate(objects):
             mask[owner == place] = 1 + CLASS_NAMES.index(item["class_name"])
@@ -134,6 +131,22 @@ class SceneWorld(SeededWorld):
             "pseudo_captions": list(dict.fromkeys(sentences)),
             "image_id": self._image_id(index),
         }
+
+    def _draw(
+        self, rng: np.random.Generator
+    ) -> tuple[list[tuple[Drawing, int]], int, tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]]:
+        """Groups, background and composition, drawn until every object has found a place."""
+        for _ in range(SCENE_TRIES):
+            groups = self._groups(rng)
+            shares = np.min([drawing.visibility for drawing, _ in groups], axis=0)
+            background = int(rng.choice(canvas.showing_backgrounds(shares)))
+            composed = self._compose(groups, background, rng)
+            if len(composed[2]) == sum(copies for _, copies in groups):
+                return groups, background, composed
+        raise ValueError(
+            f"objects: found no place for {self.objects[0]} to {self.objects[1]} objects on {self.image_size} pixels; "
+            "ask for fewer objects or a larger image_size"
+        )
 
     def _groups(self, rng: np.random.Generator) -> list[tuple[Drawing, int]]:
         """Drawings of different classes with the number of their copies."""
@@ -200,9 +213,11 @@ class SceneWorld(SeededWorld):
     ) -> tuple[np.ndarray, int, int] | None:
         """A sprite with a corner where everything below it stays visible enough; smaller when it finds none."""
         size = self.image_size
-        while longest >= MIN_PIXELS:
+        while longest >= MIN_LONGEST * size:
             sprite = canvas.scaled(drawing.mips, round(longest))
             solid = sprite[..., 3] >= MASK_ALPHA
+            if not solid.any():
+                return None
             height, width = solid.shape
             for left, top in rng.integers(0, (size - width + 1, size - height + 1), size=(PLACE_TRIES, 2)):
                 covered = owner[top : top + height, left : left + width][solid]

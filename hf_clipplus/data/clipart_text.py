@@ -169,7 +169,7 @@ def _words(text: str) -> list[str]:
 
 
 def _unnumbered(word: str) -> str:
-    """ "tigre05" -> "tigre"; "8ball" and "b2" stay."""
+    """Turns "tigre05" into "tigre"; "8ball" and "b2" stay."""
     return re.sub(r"(?<=[^\W\d_]{2})\d+$", "", word)
 
 
@@ -235,7 +235,7 @@ def clean_keywords(keywords: Iterable[str], *, author: str, name: str) -> tuple[
 
 
 def with_article(noun: str) -> str:
-    """ "tiger" -> "a tiger", "apple" -> "an apple"; plurals, mass words and names with an article stay as they are."""
+    """Turns "tiger" into "a tiger", "apple" into "an apple"; plurals and names with an article stay as they are."""
     words = noun.split()
     if words[0] in ("a", "an", "the") or noun in ("food", "fruit"):
         return noun
@@ -246,7 +246,7 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """ "tiger" -> "tigers", "piece of clothing" -> "pieces of clothing"; plural names become "drawings of ..."."""
+    """Turns "tiger" into "tigers", "piece of clothing" into "pieces of clothing", plurals into "drawings of ..."."""
     words = noun.split()
     if words[0] in ("a", "an", "the") or with_article(noun) == noun != "fruit":
         return f"drawings of {noun}"
