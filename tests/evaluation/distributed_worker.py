@@ -9,6 +9,8 @@ import torch.distributed as dist
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_clipplus.evaluation.encode import encode_images, encode_texts
+from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
+from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 
 
 def main() -> None:
@@ -32,6 +34,9 @@ def main() -> None:
     result["own_pictures"] = own
     result["stream"] = encode_images(model, processor, (path for path in paths), batch_size=3)
     result["texts"] = encode_texts(model, processor, texts, batch_size=2)
+    rows = [{"image": path, "label": i % 3, "captions": texts[: 1 + i % 5]} for i, path in enumerate(paths)]
+    result["zero_shot"] = ZeroShotClassification(rows, texts[:3], ["a {}"])(model, processor)
+    result["retrieval"] = RetrievalEvaluator(rows)(model, processor)
     torch.save(result, folder / f"rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

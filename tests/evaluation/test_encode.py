@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from hf_clipplus.evaluation.encode import encode_images, encode_texts, evaluation_mode
+from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.rows import Column
+from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 
 TEXTS = ["red", "a photo of a blue square on paper", "green paper", "a photo", "a yellow square"]
 
@@ -210,8 +212,13 @@ def test_two_processes_give_the_same_as_one(clip, pictures, tmp_path):
     done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    rows = [{"image": image, "label": i % 3, "captions": TEXTS[: 1 + i % 5]} for i, image in enumerate(pictures)]
+    zero_shot = ZeroShotClassification(rows, TEXTS[:3], ["a {}"])(model, processor)
+    retrieval = RetrievalEvaluator(rows)(model, processor)
     for result in results:
         assert result["world_size"] == 2
+        assert result["zero_shot"] == pytest.approx(zero_shot)
+        assert result["retrieval"] == pytest.approx(retrieval)
         for count in (1, 2, 7):
             expected = encode_images(model, processor, pictures[:count])
             torch.testing.assert_close(result[f"images{count}"], expected, atol=1e-5, rtol=0)
