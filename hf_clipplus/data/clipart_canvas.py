@@ -131,9 +131,9 @@ def visibility(image: np.ndarray, *, distance: float = VISIBLE_DISTANCE) -> np.n
     if len(pixels) == 0:
         return np.zeros(len(BACKGROUND_NAMES))
     pixels = pixels[:: max(1, len(pixels) // 256)]
-    alpha = pixels[:, None, 3:] / 255
-    blended = pixels[:, None, :3] * alpha + BACKGROUND_RGB[None] * (1 - alpha)  # [N, B, 3]
-    difference = (srgb_to_lab(blended) - _BACKGROUND_LAB[None]) * (1, CHROMA_WEIGHT, CHROMA_WEIGHT)
+    difference = srgb_to_lab(pixels[:, :3])[:, None] - _BACKGROUND_LAB[None]  # [N, B, 3]
+    difference *= pixels[:, None, 3:] / 255  # what shows through the pixel is the background itself
+    difference *= (1, CHROMA_WEIGHT, CHROMA_WEIGHT)
     return (np.linalg.norm(difference, axis=-1) > distance).mean(0)
 
 

@@ -1,6 +1,7 @@
 """What the Open Clip Art rows say: names without uploaders' stamps, classes, and pseudo-captions from templates."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -165,7 +166,9 @@ def class_of(category: str, words: Iterable[str] = ()) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    """The words in lower case, without accents (file stems have none, authors and titles do) and without "'s"."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    return re.findall(r"[^\W_]+", plain.replace("'s", ""))
 
 
 def _unnumbered(word: str) -> str:
@@ -234,15 +237,21 @@ def clean_keywords(keywords: Iterable[str], *, author: str, name: str) -> tuple[
     return tuple(kept)
 
 
+def _head(words: Sequence[str]) -> int:
+    """The place of the noun that a phrase is about: the word before the first preposition, else the last."""
+    return next((place - 1 for place in range(1, len(words)) if words[place] in DANGLING), len(words) - 1)
+
+
 def with_article(noun: str) -> str:
     """Turns "tiger" into "a tiger", "apple" into "an apple"; plurals and names with an article stay as they are."""
     words = noun.split()
     if words[0] in ("a", "an", "the") or noun in ("food", "fruit"):
         return noun
-    head = words[words.index("of") - 1] if "of" in words[1:] else words[-1]
+    head = words[_head(words)]
     if head.endswith("s") and not head.endswith(("ss", "us", "is", "as", "os")):
         return noun
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
+    vowel = noun[0] in "aeiou" and words[0] not in ("one", "us") and not noun.startswith(("eu", "uni"))
+    return ("an " if vowel else "a ") + noun
 
 
 def plural(noun: str) -> str:
@@ -250,7 +259,7 @@ def plural(noun: str) -> str:
     words = noun.split()
     if words[0] in ("a", "an", "the") or with_article(noun) == noun != "fruit":
         return f"drawings of {noun}"
-    head = words.index("of") - 1 if "of" in words[1:] else len(words) - 1
+    head = _head(words)
     word = words[head]
     if word.endswith(("s", "x", "ch", "sh", "z")):
         word += "es"

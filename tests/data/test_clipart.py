@@ -86,7 +86,8 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch):
         ("apple wedge bw", "R16 sibmission", "Gerald G.", "apple wedge"),
         ("tigre05", "tigre05", "Architetto Francesco Rollandin", "tigre"),
         ("8ball", "8ball", "someone", "8ball"),
-        ("", "Jonathon's Duck", "Jonathon Love", "s duck"),
+        ("", "Jonathon's Duck", "Jonathon Love", "duck"),
+        ("arrow sergio luiz arauj", "arrow", "Sérgio Luiz Araújo Silva", "arrow"),
         ("", "", "", "bird"),
     ],
 )
@@ -99,13 +100,17 @@ def test_clean_keywords_and_articles():
         ["signs_and_symbols", "11", "architetto francesco rollandin", "cat", "cat"], author="", name="x"
     )
     assert kept == ("signs and symbols", "cat")
-    assert [with_article(n) for n in ("tiger", "apple", "fried eggs", "the moon", "glass", "stack of books")] == [
+    assert [
+        with_article(n)
+        for n in ("tiger", "apple", "fried eggs", "the moon", "glass", "stack of books", "one way sign")
+    ] == [
         "a tiger",
         "an apple",
         "fried eggs",
         "the moon",
         "a glass",
         "a stack of books",
+        "a one way sign",
     ]
     assert [plural(n) for n in ("bee", "piece of clothing", "savoury dish", "celestial body", "fruit", "thongs")] == [
         "bees",
