@@ -33,7 +33,7 @@ ORDERS: dict[str, Callable[[int], list[int]]] = {
 
 @dataclass(frozen=True)
 class Action:
-    """One action. Every action starts with the same frame as another one of its family, so no start gives it away.
+    """One action; but for the "rousing" ones, which start in the middle, each shares its first frame with another.
 
     Attributes:
         family: actions of a family show the same frames in different orders.
