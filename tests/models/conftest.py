@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 CAPTIONS = ["a red cat", "a small dog on a hill", "two green boats", "a tiger", "the sun over the sea", "a cup of tea"]
 
@@ -37,7 +37,7 @@ def tower_configs(tokenizer):
 
 @pytest.fixture(scope="session")
 def image_processor():
-    return CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    return CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,83 @@
+"""Gradients of a large batch in the memory of a small one (GradCache, 2101.06983), for any model of two steps.
+
+The embeddings of all chunks are made without a graph; the loss and its gradient with respect to the embeddings are
+those of the whole batch; then every chunk is encoded again, with a graph and with the random state of the first time,
+and the cached gradient is pushed through it. Costs one more forward pass of the towers.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class _RandomState:
+    """Random state of the CPU and of one accelerator, to run the same dropout twice."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.accelerator = None if device.type == "cpu" else getattr(torch, device.type).get_rng_state(device)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            getattr(torch, self.device.type).set_rng_state(self.accelerator, self.device)
+
+
+def chunk_inputs(inputs: dict, names: tuple[str, ...], chunk_size: int) -> list[dict]:
+    """Cut the entries of one side of a batch into chunks of `chunk_size` rows."""
+    side = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    if not side:
+        return []
+    rows = next(iter(side.values())).shape[0]
+    return [{key: value[i : i + chunk_size] for key, value in side.items()} for i in range(0, rows, chunk_size)]
+
+
+def cached_backward(
+    model: nn.Module, inputs: dict, *, chunk_size: int, backward: Callable[[torch.Tensor], None]
+) -> dict[str, torch.Tensor]:
+    """Run one batch and leave in `.grad` what the whole batch would leave.
+
+    Args:
+        model: has `embed`, `contrast`, `image_inputs` and `text_inputs` (`models.dual_encoder`); not wrapped by DDP.
+        inputs: a batch as the collator makes it.
+        chunk_size: images, and captions, that are encoded at a time.
+        backward: runs backward on the loss of the whole batch, scaled as the trainer wants it (accumulation, loss
+            scaling of fp16); the scaling reaches the towers through the cached gradients.
+
+    Returns:
+        What `contrast` returned, the loss detached.
+    """
+    device = next(model.parameters()).device
+    sides = [chunk_inputs(inputs, names, chunk_size) for names in (model.image_inputs, model.text_inputs)]
+    targets = {key: value for key, value in inputs.items() if key not in model.image_inputs + model.text_inputs}
+    states, embeddings = [], {}
+    for chunks in sides:
+        states.append([])
+        parts = []
+        for chunk in chunks:
+            states[-1].append(_RandomState(device))
+            with torch.no_grad():
+                parts.append(_embeds(model, chunk))
+        for name in parts[0]:
+            embeddings[name] = torch.cat([part[name] for part in parts]).requires_grad_()
+    result = model.contrast(type("Embeddings", (), embeddings), **targets)
+    backward(result["loss"])
+    after = _RandomState(device)
+    for chunks, chunk_states in zip(sides, states, strict=True):
+        start = 0
+        for chunk, state in zip(chunks, chunk_states, strict=True):
+            state.restore()
+            embeds = _embeds(model, chunk)
+            rows = next(iter(embeds.values())).shape[0]
+            torch.autograd.backward(
+                list(embeds.values()), [embeddings[name].grad[start : start + rows] for name in embeds]
+            )
+            start += rows
+    after.restore()
+    return result | {"loss": result["loss"].detach()}
+
+
+def _embeds(model: nn.Module, chunk: dict) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in model.embed(**chunk).items() if key.endswith("_embeds") and value is not None}

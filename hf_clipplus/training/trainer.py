@@ -1,0 +1,190 @@
+"""ContrastiveTrainer: Trainer for models whose loss sees the whole batch of all processes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from hf_clipplus.data.report import DataReport
+from hf_clipplus.ops.distributed import world_size
+
+from .arguments import ContrastiveTrainingArguments
+from .gradient_cache import cached_backward
+
+logger = logging.get_logger(__name__)
+
+MINING_INPUTS = ("mining_pixel_values", "mining_input_ids", "mining_attention_mask")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; names the step and the rows. The weights are those before the step."""
+
+
+class ContrastiveTrainer(Trainer):
+    """`Trainer` plus what contrastive training needs; everything else (resume, logging, Hub) is Trainer's.
+
+    - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
+    - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them);
+    - logs scale, bias, mean positive and negative logit, and what was mined per image and branch;
+    - `gradient_cache_chunk_size`: gradients of the whole batch in the memory of a chunk;
+    - stops at a loss that is not finite, before it reaches the weights;
+    - tells the model when the warm-up of online mining is over, or runs the frozen model that mines;
+    - `evaluators`: objects `(model, processor) -> dict` with a `name`, run at each evaluation.
+
+    Args:
+        evaluators: see above; results are logged as `eval_<name>_<metric>`.
+        mining_model: frozen dual encoder whose features mine positives (`config.mining_features="frozen_model"`); the
+            collator must have its processor as `mining_processor`.
+        report: what reading the data skipped; its summary is logged at the end.
+        kwargs: of `Trainer`.
+    """
+
+    args: ContrastiveTrainingArguments
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        *trainer_args,
+        evaluators: Sequence[Callable] = (),
+        mining_model: nn.Module | None = None,
+        report: DataReport | None = None,
+        **kwargs,
+    ):
+        super().__init__(*trainer_args, **kwargs)
+        self.evaluators = list(evaluators)
+        self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.mining_model = mining_model
+        if mining_model is not None:
+            self.mining_model = mining_model.requires_grad_(False).eval().to(self.args.device)
+            self._warn_of_other_calibration(mining_model)
+        self.add_callback(_AfterStep(self, report))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        example_index = inputs.pop("example_index", None)
+        outputs = model(**self._with_mining(inputs) | {"return_loss": True})
+        if model.training:
+            self._remember(outputs["statistics"])
+            self._stop_if_not_finite(outputs["loss"], example_index)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.args.gradient_cache_chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._with_mining(self._prepare_inputs(inputs))
+        example_index = inputs.pop("example_index", None)
+        inputs.pop("return_loss", None)
+        accumulation = self.current_gradient_accumulation_steps
+
+        def backward(loss: torch.Tensor) -> None:
+            self._stop_if_not_finite(loss.detach(), example_index)
+            scaled = loss / accumulation
+            self.accelerator.scaler.scale(scaled).backward() if self.accelerator.scaler else scaled.backward()
+
+        unwrapped = self.accelerator.unwrap_model(model)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            result = cached_backward(
+                unwrapped, inputs, chunk_size=self.args.gradient_cache_chunk_size, backward=backward
+            )
+        if world_size() > 1 and self.accelerator.sync_gradients:
+            _average_gradients(unwrapped)  # the towers ran outside DDP, so its reducer has not seen them
+        self._remember(result["statistics"])
+        return result["loss"] / accumulation
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs and self._statistics:
+            model = self.accelerator.unwrap_model(self.model)
+            logs["logit_scale"] = model.logit_scale.exp().item()
+            logs["logit_bias"] = model.logit_bias.item()
+            logs |= {key: torch.stack(values).float().mean().item() for key, values in self._statistics.items()}
+            self._statistics.clear()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Loss on the evaluation set, if there is one, and every evaluator; all in one record of the log."""
+        metrics = {}
+        if eval_dataset is not None or self.eval_dataset is not None:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.evaluators:
+            model = self.accelerator.unwrap_model(self.model)
+            for evaluator in self.evaluators:
+                found = evaluator(model, self.processing_class)
+                metrics |= {f"{metric_key_prefix}_{evaluator.name}_{key}": value for key, value in found.items()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _with_mining(self, inputs: dict) -> dict:
+        """The batch with what the model mines from."""
+        inputs = dict(inputs)
+        mining = {name: inputs.pop(name) for name in MINING_INPUTS if name in inputs}
+        config = self.accelerator.unwrap_model(self.model).config
+        source = getattr(config, "mining_features", None)
+        if source == "online":
+            inputs["mine_online"] = self.state.global_step >= config.mining_warmup_steps
+        if source == "frozen_model":
+            if self.mining_model is None or not mining:
+                raise ValueError(
+                    "config.mining_features='frozen_model' needs ContrastiveTrainer(mining_model=...) and a collator "
+                    "with mining_processor=...; use 'precomputed' to mine from columns of the data set."
+                )
+            with torch.no_grad(), self.accelerator.autocast():
+                images = self.mining_model.get_image_features(mining["mining_pixel_values"])
+                texts = self.mining_model.get_text_features(
+                    mining["mining_input_ids"], attention_mask=mining.get("mining_attention_mask")
+                )
+            inputs["mining_image_features"] = images.pooler_output.float()
+            inputs["mining_text_features"] = texts.pooler_output.float()
+        return inputs
+
+    def _remember(self, statistics: dict[str, torch.Tensor]) -> None:
+        for key, value in statistics.items():
+            self._statistics[key].append(value.detach())
+
+    def _stop_if_not_finite(self, loss: torch.Tensor, example_index: torch.Tensor | None) -> None:
+        if torch.isfinite(loss):
+            return
+        rows = "unknown" if example_index is None else ", ".join(map(str, example_index.tolist()))
+        raise NonFiniteLossError(
+            f"The loss is {loss.item()} at step {self.state.global_step + 1}; rows of the batch: {rows}. Nothing was "
+            f"written after it: resume from the last checkpoint in {self.args.output_dir} with a lower learning rate, "
+            "gradient clipping (max_grad_norm) or bf16 instead of fp16, or look at those rows."
+        )
+
+    def _warn_of_other_calibration(self, mining_model: nn.Module) -> None:
+        config = self.accelerator.unwrap_model(self.model).config
+        name = getattr(mining_model, "name_or_path", "")
+        if config.mining_model_name and name and name != config.mining_model_name:
+            logger.warning(
+                f"The thresholds of mining were calibrated on {config.mining_model_name!r}, but {name!r} mines: "
+                "thresholds of one feature model mean nothing for another. Run hf_clipplus.training.calibrate."
+            )
+
+
+class _AfterStep(TrainerCallback):
+    """Clamps the scale after each step and reports what the data lost at the end."""
+
+    def __init__(self, trainer: ContrastiveTrainer, report: DataReport | None):
+        self.trainer, self.report = trainer, report
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.trainer.accelerator.unwrap_model(self.trainer.model).clamp_logit_scale(args.max_logit_scale)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.report is not None and (summary := self.report.summary()):
+            logger.warning(summary)
+
+
+def _average_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
