@@ -1,5 +1,6 @@
 """Recaptioning: three kinds of captioner, row-wise seeds, resuming, several processes; all with tiny random models."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -213,7 +214,10 @@ def test_script_stops_resumes_and_shares_the_work(models, pictures, tmp_path):
 
     def run(output, *extra, launcher=(sys.executable,)):
         command = [*launcher, SCRIPT, *arguments, "--output_dir", tmp_path / output, *extra]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of several processes would fight for the cores
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, timeout=300, env=environment
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
