@@ -1,5 +1,6 @@
 """From rows to the batch of a contrastive model: decode, augment, choose captions, call the processor."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ class ContrastiveCollator:
         augment_image: `(PIL image, generator) -> PIL image`; None leaves images alone.
         augment_text: `(str, generator) -> str`; None leaves texts alone.
         seed: of the augmentation and the choice of captions.
+        equal_texts_are_positive: rows without `caption_id` get `caption_ids` made from the text, so that a caption
+            that stands under two images of a batch is positive for both.
         on_bad_row: "skip" (and count) or "raise".
         report: where to count; `contrastive_report()` shared with whoever prints it.
         mining_processor: processor of the frozen model that mines; adds `mining_pixel_values`, `mining_input_ids`,
@@ -52,6 +55,7 @@ class ContrastiveCollator:
         use_raw_caption: str = "append",
         augment_image: Augmentation | None = None,
         augment_text: Augmentation | None = None,
+        equal_texts_are_positive: bool = False,
         seed: int = 0,
         on_bad_row: str = "skip",
         report: DataReport | None = None,
@@ -66,6 +70,7 @@ class ContrastiveCollator:
             "use_raw_caption": use_raw_caption,
         }
         self.augment_image, self.augment_text = augment_image, augment_text
+        self.equal_texts_are_positive = equal_texts_are_positive
         self.seed, self.on_bad_row = seed, on_bad_row
         self.report = report or contrastive_report()
 
@@ -128,15 +133,27 @@ class ContrastiveCollator:
             "original": original,
             "captions": captions,
             "image_id": row.get("image_id"),
-            "caption_ids": _of_captions(row, "caption_id", chosen.captions),
+            "caption_ids": self._caption_ids(row, chosen.captions),
             "mining_image_features": row.get("mining_image_features"),
             "mining_text_features": _of_captions(row, "mining_text_features", chosen.captions),
         }
+
+    def _caption_ids(self, row: Mapping[str, Any], captions: list[str]) -> np.ndarray | None:
+        ids = _of_captions(row, "caption_id", captions)
+        if ids is None and self.equal_texts_are_positive:
+            return np.array([text_id(caption) for caption in captions], dtype=np.int64)
+        return ids
 
     def _bad_row(self, kind: str, name: str) -> None:
         self.report.add(kind, name)
         if self.on_bad_row == "raise":
             raise ValueError(f"{kind}: {name}. Repair or remove the row, or pass on_bad_row='skip'.")
+
+
+def text_id(text: str) -> int:
+    """63 bits that depend on the text alone, letter case and outer blanks apart; equal on every machine."""
+    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _is_plain(image: Any) -> bool:

@@ -67,3 +67,63 @@ def parse_arguments(dataclasses: Sequence[type], description: str, argv: Sequenc
             from_file += [str(entry) for entry in (value if isinstance(value, list) else [value])]
         argv = from_file + argv[:at] + argv[at + 2 :]
     return parser.parse_args_into_dataclasses(argv)[: len(dataclasses)]
+
+
+@dataclass
+class PairDataArguments:
+    """Where images and captions come from."""
+
+    dataset: str = field(
+        default="openclipart",
+        metadata={
+            "help": "Hub data set id, folder of images with metadata.jsonl/csv, parquet file or glob, webdataset "
+            "shards ('shards/*.tar'), or 'openclipart' (the embedded drawings)."
+        },
+    )
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on; the embedded drawings also know 'train+validation'."}
+    )
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Data set for retrieval as it goes; None takes `eval_split` of `dataset`."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; None evaluates the embedded drawings' validation only."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image; None finds it by name."})
+    caption_column: str | None = field(default=None, metadata={"help": "Column of the raw caption; None finds it."})
+    pseudo_captions_column: str | None = field(
+        default=None, metadata={"help": "Column of the list of pseudo-captions; None finds it."}
+    )
+    image_id_column: str | None = field(default=None, metadata={"help": "Column of ids: equal id, same picture."})
+    caption_id_column: str | None = field(default=None, metadata={"help": "Column of ids: equal id, same text."})
+    mining_image_feature_column: str | None = field(
+        default=None, metadata={"help": "Column of precomputed image features that positives are mined from."}
+    )
+    mining_text_feature_column: str | None = field(
+        default=None, metadata={"help": "Column of precomputed features of the captions, raw one first."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data set while training, without a local copy."}
+    )
+    caption_mode: str = field(
+        default="all",
+        metadata={
+            "help": "Captions of an image in a batch: 'all' (raw and pseudo), 'sample_one' of them, or 'raw' only."
+        },
+    )
+    equal_texts_are_positive: bool = field(
+        default=False, metadata={"help": "A caption that stands under two images of a batch is positive for both."}
+    )
+    image_augmentation: str = field(
+        default="none", metadata={"help": "'none', 'fff' (crop and flip) or 'strong' (also colour, blur, rotation)."}
+    )
+    word_deletion: float = field(
+        default=0.0, metadata={"help": "Share of words that are left out of each caption at random."}
+    )
+    on_bad_row: str = field(
+        default="skip", metadata={"help": "'skip' counts unreadable images and rows without captions; 'raise' stops."}
+    )
+
+    def columns(self) -> dict[str, str | None]:
+        """Names of columns as `load_pairs` takes them."""
+        return {name: value for name, value in vars(self).items() if name.endswith("_column")}

@@ -170,10 +170,15 @@ class ContrastiveTrainer(Trainer):
 
 
 class _AfterStep(TrainerCallback):
-    """Clamps the scale after each step and reports what the data lost at the end."""
+    """Tells the data set its epoch, clamps the scale after each step, reports at the end what the data lost."""
 
     def __init__(self, trainer: ContrastiveTrainer, report: DataReport | None):
         self.trainer, self.report = trainer, report
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # accelerate tells the data set only when no sampler listens, and then not in every process
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch + 1e-6))
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.trainer.accelerator.unwrap_model(self.trainer.model).clamp_logit_scale(args.max_logit_scale)
