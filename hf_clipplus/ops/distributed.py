@@ -14,14 +14,19 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def gather_integers(values: list[int], device: torch.device) -> list[list[int]]:
+    """The integers of every rank, in order of rank; every rank gives equally many."""
+    if world_size() == 1:
+        return [values]
+    own = torch.tensor(values, device=device, dtype=torch.long)
+    everyone = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(everyone, own)
+    return torch.stack(everyone).tolist()
+
+
 def gather_sizes(size: int, device: torch.device) -> list[int]:
     """The integer `size` of every rank, in order of rank."""
-    if world_size() == 1:
-        return [size]
-    own = torch.tensor([size], device=device, dtype=torch.long)
-    sizes = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(sizes, own)
-    return [int(s) for s in sizes]
+    return [size for (size,) in gather_integers([size], device)]
 
 
 def all_gather_ragged(tensor: torch.Tensor, sizes: list[int] | None = None) -> list[torch.Tensor]:

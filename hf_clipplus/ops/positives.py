@@ -130,8 +130,8 @@ def positives_from_ids(
     Args:
         owner: `[C]` int64, the image of each caption.
         images: N.
-        image_ids: `[N]` int64; equal id means the same picture.
-        caption_ids: `[C]` int64; equal id means the same text.
+        image_ids: `[N]` int64; equal id means the same picture, a negative one that nothing is known.
+        caption_ids: `[C]` int64; equal id means the same text, a negative one that nothing is known.
 
     Returns:
         The union of the three kinds.
@@ -141,12 +141,15 @@ def positives_from_ids(
     if image_ids is not None:
         if image_ids.shape != (images,):
             raise ValueError(f"image_ids: expected [{images}], got {list(image_ids.shape)}.")
-        found = found.union(Positives.from_pairs(*equal_pairs(image_ids, image_ids[owner]), shape))
+        image, caption = (image_ids >= 0).nonzero().squeeze(1), (image_ids[owner] >= 0).nonzero().squeeze(1)
+        rows, cols = equal_pairs(image_ids[image], image_ids[owner[caption]])
+        found = found.union(Positives.from_pairs(image[rows], caption[cols], shape))
     if caption_ids is not None:
         if caption_ids.shape != owner.shape:
             raise ValueError(f"caption_ids: expected {list(owner.shape)}, got {list(caption_ids.shape)}.")
-        own_caption, other_caption = equal_pairs(caption_ids, caption_ids)
-        found = found.union(Positives.from_pairs(owner[own_caption], other_caption, shape))
+        known = (caption_ids >= 0).nonzero().squeeze(1)
+        own_caption, other_caption = equal_pairs(caption_ids[known], caption_ids[known])
+        found = found.union(Positives.from_pairs(owner[known[own_caption]], known[other_caption], shape))
     return found
 
 

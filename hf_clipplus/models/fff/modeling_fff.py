@@ -9,7 +9,7 @@ from transformers.utils.generic import can_return_tuple
 
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel
 from hf_clipplus.ops.contrastive import logit_statistics, sigmoid_loss, softmax_loss
-from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank
+from hf_clipplus.ops.distributed import all_gather_ragged, gather_integers, gather_sizes, rank
 from hf_clipplus.ops.positives import Positives, default_owners, mine_positives, positives_from_ids
 
 from .configuration_fff import FFFConfig
@@ -149,9 +149,10 @@ class FFFModel(DualEncoderModel):
         Args:
             embeddings: `image_embeds [N, D]` and `text_embeds [C, D]` of this process.
             caption_owner: `[C]` int64, image of each caption; contiguous groups of C/N when left out.
-            image_ids: `[N]` int64, equal id = same picture (also across processes).
-            caption_ids: `[C]` int64, equal id = same text.
-            mining_image_features, mining_text_features: `[N, Df]`, `[C, Df]` features to mine from.
+            image_ids: `[N]` int64, equal id = same picture (also across processes), negative = not known.
+            caption_ids: `[C]` int64, equal id = same text, negative = not known.
+            mining_image_features, mining_text_features: `[N, Df]`, `[C, Df]` features to mine from; a row of zeros is
+                similar to nothing. Not used when `config.mining_features` is None or "online".
             positives: instead of all of the above: bool `[N, C]` or coordinates `[2, P]` (captions numbered over all
                 processes).
             mine_online: whether online mining has begun; the trainer sets it after the warm-up.
@@ -160,10 +161,13 @@ class FFFModel(DualEncoderModel):
             `loss`, `positives [2, P]` and `statistics`.
 
         Raises:
-            ValueError: an owner out of range, ids of the wrong length, only one kind of mining features, NaN features.
+            ValueError: an owner out of range, ids or features of the wrong length, only one kind of mining features,
+                NaN features, features of another width in another process.
         """
         images, texts = embeddings.image_embeds, embeddings.text_embeds
         if positives is None:
+            if self.config.mining_features in (None, "online"):
+                mining_image_features = mining_text_features = None
             if self.config.mining_features == "online" and self._online_mining_begun(mine_online):
                 mining_image_features, mining_text_features = images.detach(), texts.detach()
             if caption_owner is None:
@@ -192,19 +196,29 @@ class FFFModel(DualEncoderModel):
         return {"loss": loss, "positives": torch.stack([pairs.rows, pairs.cols]), "statistics": statistics}
 
     def _assign(
-        self, images, owner, image_ids, caption_ids, image_features, text_features
+        self,
+        images: int,
+        owner: torch.Tensor,
+        image_ids: torch.Tensor | None,
+        caption_ids: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        text_features: torch.Tensor | None,
     ) -> tuple[Positives, dict[str, torch.Tensor]]:
         """Positives of this process's images among the captions of all processes, and what was mined per image."""
         if (image_features is None) != (text_features is None):
             raise ValueError("mining needs both mining_image_features and mining_text_features.")
-        sizes = gather_sizes(images, owner.device)
+        owner, sizes, targets = _gather_targets(
+            images,
+            owner,
+            image_ids=image_ids,
+            caption_ids=caption_ids,
+            mining_image_features=image_features,
+            mining_text_features=text_features,
+        )
         start = sum(sizes[: rank()])
         own = (start, start + images)
-        owner, image_ids, caption_ids, image_features, text_features = (
-            None if tensor is None else torch.cat(all_gather_ragged(tensor))
-            for tensor in (owner + start, image_ids, caption_ids, image_features, text_features)
-        )
-        pairs = positives_from_ids(owner, sum(sizes), image_ids=image_ids, caption_ids=caption_ids).between(*own)
+        image_features, text_features = targets.pop("mining_image_features"), targets.pop("mining_text_features")
+        pairs = positives_from_ids(owner, sum(sizes), **targets).between(*own)
         if image_features is None:
             return pairs, {}
         if not (torch.isfinite(image_features).all() and torch.isfinite(text_features).all()):
@@ -238,6 +252,36 @@ class FFFModel(DualEncoderModel):
                 "ContrastiveTrainer does this; an untrained model would mine almost every pair."
             )
         return bool(mine_online)
+
+
+def _gather_targets(images: int, owner: torch.Tensor, **targets: torch.Tensor | None) -> tuple:
+    """Owners (of images numbered over all processes), images per process, and the targets of all processes by name.
+
+    A target is None only where no process has it. Where others have it and this batch does not, its rows count as not
+    known (id -1, features of zeros): otherwise the processes would wait for each other for ever.
+    """
+    rows = {name: images if "image" in name else len(owner) for name in targets}
+    for name, target in targets.items():
+        ndim = 1 if name.endswith("_ids") else 2
+        if target is not None and (target.ndim != ndim or len(target) != rows[name]):
+            raise ValueError(f"{name}: expected {rows[name]} rows in {ndim} dimension(s), got {list(target.shape)}.")
+    widths = [0 if target is None else target[0].numel() for target in targets.values()]
+    image_sizes, caption_sizes, *widths = zip(
+        *gather_integers([images, len(owner), *widths], owner.device), strict=True
+    )
+    gathered = dict.fromkeys(targets)
+    for (name, target), width in zip(targets.items(), map(set, widths), strict=True):
+        width.discard(0)
+        if len(width) > 1:
+            raise ValueError(f"{name} differ in width between processes: {sorted(width)}.")
+        if not width:
+            continue
+        if target is None:
+            target = -torch.ones(rows[name]) if name.endswith("_ids") else torch.zeros(rows[name], *width)
+        target = target.to(owner.device, torch.int64 if name.endswith("_ids") else torch.float32)
+        gathered[name] = torch.cat(all_gather_ragged(target, image_sizes if "image" in name else caption_sizes))
+    owner = owner + sum(image_sizes[: rank()])
+    return torch.cat(all_gather_ragged(owner, caption_sizes)), image_sizes, gathered
 
 
 __all__ = ["FFFModel", "FFFOutput"]
