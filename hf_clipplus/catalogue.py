@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Variant:
     tasks: tuple[str, ...]
     recipe: str
     licence: str
+
+    def module_of(self, class_name: str) -> str:
+        """Name of the module that holds the variant's configuration, model or processor class."""
+        kinds = {self.config: "configuration", self.model: "modeling", self.processor: "processing"}
+        return f"hf_clipplus.models.{self.id}.{kinds[class_name]}_{self.id}"
+
+    def load(self, class_name: str) -> type:
+        """The variant's configuration, model or processor class, imported now."""
+        return getattr(import_module(self.module_of(class_name)), class_name)
 
 
 VARIANTS = (

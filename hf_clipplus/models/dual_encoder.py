@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, CLIPTextModel, CLIPVisionModel, SiglipTextModel, SiglipVisionModel
+from transformers import CLIPTextModel, CLIPVisionModel, SiglipTextModel, SiglipVisionModel
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
@@ -20,53 +18,12 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_dual_encoder import DualEncoderConfig
+
 logger = logging.get_logger(__name__)
 
 TEXT_TOWERS = {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}
 VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
-
-
-@strict
-class DualEncoderConfig(PreTrainedConfig):
-    """Two tower configurations and what joins them.
-
-    Args:
-        text_config, vision_config: configurations (or dicts with a `model_type`) of CLIP or SigLIP towers; CLIP's
-            ViT-B/32 when left alone.
-        projection_dim: width of the joint space for CLIP towers; SigLIP towers end in it by themselves.
-        logit_scale_init_value: log of the inverse temperature at the start.
-        logit_bias_init_value: bias of the sigmoid loss at the start, sign of SigLIP's Algorithm 1.
-        initializer_factor: scale of the projections' random initialisation.
-    """
-
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model"),
-        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
-    }
-
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    projection_dim: int = 512
-    logit_scale_init_value: float | int = 2.6592
-    logit_bias_init_value: float | int = -10.0
-    initializer_factor: float = 1.0
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        for name, config, known in (
-            ("text_config", self.text_config, TEXT_TOWERS),
-            ("vision_config", self.vision_config, VISION_TOWERS),
-        ):
-            if config.model_type not in known:
-                raise ValueError(
-                    f"{type(self).__name__}.{name}: tower type {config.model_type!r} is not supported; "
-                    f"use one of {sorted(known)}."
-                )
-
-    @property
-    def has_siglip_towers(self) -> bool:
-        """Whether the towers are SigLIP's, which end in the joint space themselves."""
-        return self.text_config.model_type.startswith("siglip")
 
 
 @dataclass

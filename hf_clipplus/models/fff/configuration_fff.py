@@ -4,7 +4,7 @@ from math import log
 
 from huggingface_hub.dataclasses import strict
 
-from hf_clipplus.models.dual_encoder import DualEncoderConfig
+from hf_clipplus.models.configuration_dual_encoder import DualEncoderConfig
 from hf_clipplus.ops.contrastive import NORMALIZERS
 from hf_clipplus.ops.positives import MINING_RULES, STT_MODES
 
