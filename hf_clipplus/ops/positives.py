@@ -167,24 +167,26 @@ class _MiningFeatures:
     """Normalised features and what can be derived from them once per batch."""
 
     image: torch.Tensor  # [N, Df]
+    look: torch.Tensor  # [N, any], what S_ii compares; `image` unless given apart
     text: torch.Tensor  # [C, Df]
     group: torch.Tensor  # [N, Df], mean of the normalised caption features of each image (not normalised again)
     owner: torch.Tensor  # [C]
 
     @classmethod
-    def prepare(cls, image_features: torch.Tensor, text_features: torch.Tensor, owner: torch.Tensor):
+    def prepare(cls, image_features, text_features, owner: torch.Tensor, image_image_features=None):
         image, text = F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1)
+        look = image if image_image_features is None else F.normalize(image_image_features.float(), dim=-1)
         group = text.new_zeros(image.shape[0], text.shape[1]).index_add_(0, owner, text)
         counts = torch.bincount(owner, minlength=image.shape[0]).clamp(min=1)
-        return cls(image, text, group / counts[:, None], owner)
+        return cls(image, look, text, group / counts[:, None], owner)
 
     def tile(self, start: int, end: int, stt: str) -> MiningSimilarities:
-        image, group = self.image[start:end], self.group[start:end]
+        image, look, group = self.image[start:end], self.look[start:end], self.group[start:end]
         if stt == "group_mean":  # mean over the k x k caption pairs = product of the group means
             text_text = (group @ self.group.T)[:, self.owner]
         else:
             text_text = group @ self.text.T
-        return MiningSimilarities(image @ self.text.T, (image @ self.image.T)[:, self.owner], text_text)
+        return MiningSimilarities(image @ self.text.T, (look @ self.look.T)[:, self.owner], text_text)
 
 
 def mining_similarities(
@@ -215,6 +217,7 @@ def mine_positives(
     p3: float,
     rule: str = "gated",
     stt: str = "group_mean",
+    image_image_features: torch.Tensor | None = None,
     rows: tuple[int, int] | None = None,
     tile_size: int = 256,
 ) -> tuple[Positives, dict[str, torch.Tensor]]:
@@ -230,6 +233,8 @@ def mine_positives(
         p1, p1_gate, p2, p3: thresholds on cosines; meaningful only for the feature model they were calibrated on.
         rule: "gated" or "plain".
         stt: see `mining_similarities`.
+        image_image_features: `[N, any]` features for S_ii alone, e.g. of a self-supervised vision model;
+            `image_features` when None.
         rows: half-open range of images whose pairs are wanted (a rank's own images); all when None.
         tile_size: images per tile; memory is tile_size x C, whatever N.
 
@@ -242,7 +247,7 @@ def mine_positives(
     if stt not in STT_MODES:
         raise ValueError(f"stt {stt!r} is unknown: choose one of {STT_MODES}.")
     first, last = rows or (0, image_features.shape[0])
-    features = _MiningFeatures.prepare(image_features, text_features, owner)
+    features = _MiningFeatures.prepare(image_features, text_features, owner, image_image_features)
     found, counts = [], torch.zeros(4, dtype=torch.long, device=owner.device)
     for start in range(first, last, tile_size):
         end = min(start + tile_size, last)
