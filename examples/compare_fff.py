@@ -125,7 +125,7 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
 
 
 def _settings(arm: Arm) -> dict:
-    """CLIP's first scale for the softmax; a higher one for the sigmoid, which few steps cannot reach from SigLIP's ln 10."""
+    """Fields of the configuration. The sigmoid starts from a scale that few steps cannot reach from SigLIP's ln 10."""
     if arm.loss == "softmax":
         return {"logit_scale_init_value": 2.6592, "mining_features": None}
     mining = {"mining_features": "online", **MINING_THRESHOLDS} if arm.mining else {"mining_features": None}
