@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from hf_clipplus.data.clipart import CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
+from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.sources import IndexedRows
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
@@ -86,6 +87,7 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
         processor,
         mode=arm.captions,
         captions_per_image=PSEUDO_CAPTIONS,
+        augment_image=image_augmentation("fff"),
         equal_texts_are_positive=arm.mining,
         seed=seed,
     )
@@ -103,7 +105,7 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
             max_steps=steps,
             per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
-            weight_decay=0.1,
+            weight_decay=0.5,
             adam_beta2=0.95,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
