@@ -69,6 +69,12 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
     accepts_loss_kwargs = False  # the loss is a mean of ours; Trainer must not rescale it
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: transformers guards against initialisers that ignore what was loaded, and the guard leaves CLIP's
+        attention and MLP weights at std 0.02 where a checkpoint lacks them. `_init_weights` here needs no guard."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel
@@ -86,7 +87,7 @@ class FFFModel(DualEncoderModel):
         return_loss: bool | None = None,
         return_logits: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FFFOutput:
         """Embed a batch and, when asked, compute the loss over the batches of all processes.
 

@@ -1,9 +1,15 @@
 """Processor of FFF: images, and any number of captions per image."""
 
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 TextInput = str | list[str] | list[list[str]]
+
+
+class FFFProcessorKwargs(ProcessingKwargs, total=False):
+    """What `FFFProcessor` takes beside images and text, and its defaults."""
+
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
 class FFFProcessor(ProcessorMixin):
@@ -21,17 +27,21 @@ class FFFProcessor(ProcessorMixin):
     ```
     """
 
+    valid_processor_kwargs = FFFProcessorKwargs
+
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(self, images=None, text: TextInput | None = None, *, return_tensors=None, **kwargs) -> BatchFeature:
+    def __call__(
+        self, images=None, text: TextInput | None = None, **kwargs: Unpack[FFFProcessorKwargs]
+    ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
             images: one image or a list.
             text: one text, a list (one text each), or a list of lists (the captions of each image).
-            return_tensors: "pt" for tensors.
-            kwargs: for the image processor or the tokenizer (`padding`, `truncation`, `max_length`, `size`, ...).
+            kwargs: for the image processor or the tokenizer (`return_tensors`, `padding`, `max_length`, `size`, ...),
+                by name or in `images_kwargs` and `text_kwargs`.
 
         Returns:
             `pixel_values [N, 3, H, W]`; `input_ids`, `attention_mask [C, L]`; for a list of lists also
@@ -43,34 +53,23 @@ class FFFProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("FFFProcessor: give images, text or both.")
+        options = self._merge_kwargs(FFFProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         batch = {}
         if images is not None:
-            names = set(self.image_processor.valid_kwargs.__annotations__) | {"backend"}
-            options = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
-            batch.update(self.image_processor(images, return_tensors=return_tensors, **options))
-        if text is not None:
-            captions, owner = _flatten(text)
-            if owner is not None and images is not None and len(text) != len(batch["pixel_values"]):
-                raise ValueError(f"{len(batch['pixel_values'])} images but {len(text)} lists of captions.")
-            options = {"padding": True, "truncation": True, "max_length": self.context_length} | kwargs
-            encoded = self.tokenizer(captions, return_tensors=return_tensors, **options)
-            cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
-            batch.update(encoded)
-            if owner is not None:
-                batch["caption_owner"] = owner
-            if cut:
-                batch["truncated_captions"] = cut
-        numbers = {key: batch[key] for key in ("caption_owner",) if key in batch}
-        return BatchFeature(batch | BatchFeature(numbers, tensor_type=return_tensors))
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens of a text, the start and the end token included."""
-        return self.tokenizer.model_max_length
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_ids", "attention_mask", "caption_owner"]
+            batch.update(self.image_processor(images, **options["images_kwargs"]))
+        if text is None:
+            return BatchFeature(batch)
+        captions, owner = _flatten(text)
+        if owner is not None and images is not None and len(text) != len(batch["pixel_values"]):
+            raise ValueError(f"{len(batch['pixel_values'])} images but {len(text)} lists of captions.")
+        encoded = self.tokenizer(captions, **options["text_kwargs"])
+        batch.update(encoded)
+        if owner is not None:
+            return_tensors = options["text_kwargs"].get("return_tensors")
+            batch.update(BatchFeature({"caption_owner": owner}, tensor_type=return_tensors))
+        if cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or []):
+            batch["truncated_captions"] = cut
+        return BatchFeature(batch)
 
 
 def _flatten(text: TextInput) -> tuple[list[str], list[int] | None]:
