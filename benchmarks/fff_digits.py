@@ -42,32 +42,38 @@ LEARNING_RATE, WEIGHT_DECAY, SCALE_LIMIT = 2e-3, 0.1, log(100)
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: loss, which captions of an image are in a batch ("raw", "sampled", "all"), mining or not."""
+    """A way to train: loss, the captions of an image to take from, one of them in a batch or all, mining or not."""
 
     name: str
     loss: str
-    captions: str
+    captions: str = "pseudo"
+    one: bool = False
     mining: bool = False
 
 
-FFF = Arm("FFF (k captions + gated mining)", "sigmoid", "all", mining=True)
-CLIP_RAW, SIGLIP_RAW = Arm("CLIP, raw caption", "softmax", "raw"), Arm("SigLIP, raw caption", "sigmoid", "raw")
+FFF = Arm("FFF (k captions + gated mining)", "sigmoid", mining=True)
+FFF_APPEND = Arm("FFF, raw caption appended (FFFConfig's default)", "sigmoid", captions="both", mining=True)
+CLIP_RAW = Arm("CLIP, raw caption", "softmax", captions="raw", one=True)
+SIGLIP_RAW = Arm("SigLIP, raw caption", "sigmoid", captions="raw", one=True)
 SAMPLED = (
-    Arm("CLIP, one of raw + pseudo sampled", "softmax", "sampled"),
-    Arm("SigLIP, one of raw + pseudo sampled", "sigmoid", "sampled"),
+    Arm("CLIP, one of raw + pseudo sampled", "softmax", captions="both", one=True),
+    Arm("SigLIP, one of raw + pseudo sampled", "sigmoid", captions="both", one=True),
 )
-NO_MINING = Arm("sigmoid, k captions, no mining (FFF - mining)", "sigmoid", "all")
+NO_MINING = Arm("sigmoid, k captions, no mining (FFF - mining)", "sigmoid")
 ARMS = (
     CLIP_RAW,
     SIGLIP_RAW,
     *SAMPLED,
-    Arm("CLIP, k captions (FFF - mining - sigmoid)", "softmax", "all"),
+    Arm("CLIP, k captions (FFF - mining - sigmoid)", "softmax"),
     NO_MINING,
     FFF,
-    Arm("FFF - k captions (one sampled, mined)", "sigmoid", "sampled", mining=True),
-    Arm("FFF - sigmoid (softmax, mined)", "softmax", "all", mining=True),
+    Arm("FFF - k captions (one of raw + pseudo sampled, mined)", "sigmoid", captions="both", one=True, mining=True),
+    Arm("FFF - sigmoid (softmax, mined)", "softmax", mining=True),
+    Arm("SigLIP, one of the pseudo sampled", "sigmoid", one=True),
+    FFF_APPEND,
 )
-SWEEP_ARMS = (CLIP_RAW, SIGLIP_RAW, *SAMPLED, NO_MINING, FFF)
+SWEEP_ARMS = (CLIP_RAW, SIGLIP_RAW, *SAMPLED, NO_MINING, FFF, FFF_APPEND)
+RANGES = {"raw": (0, 1), "pseudo": (1, 1 + CAPTIONS), "both": (0, 1 + CAPTIONS)}  # the raw caption is number 0
 
 
 @dataclass(frozen=True)
@@ -214,19 +220,16 @@ def train(world: World, arm: Arm, setting: Setting, seed: int, mined: torch.Tens
     weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
     biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
     groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": biases + scalars, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, foreach=True)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=setting.steps, pct_start=0.1)
-    per_epoch = TRAIN_PAIRS // setting.batch
+    per_epoch, (first, last) = TRAIN_PAIRS // setting.batch, RANGES[arm.captions]
     for step in range(setting.steps):
         epoch, position = divmod(step, per_epoch)
         if position == 0:
             order = torch.from_numpy(item_generator(seed, epoch, 1).permutation(TRAIN_PAIRS))
-            sampled = torch.from_numpy(item_generator(seed, epoch, 2).integers(0, 1 + CAPTIONS, TRAIN_PAIRS))
+            sampled = torch.from_numpy(item_generator(seed, epoch, 2).integers(first, last, TRAIN_PAIRS))
         rows = order[position * setting.batch : (position + 1) * setting.batch]
-        if arm.captions == "all":
-            columns = torch.arange(1, 1 + CAPTIONS).expand(len(rows), -1)
-        else:
-            columns = (sampled if arm.captions == "sampled" else torch.zeros_like(sampled))[rows, None]
+        columns = sampled[rows, None] if arm.one else torch.arange(first, last).expand(len(rows), -1)
         images = model.encode_image(world.pixels[rows] + AUGMENTATION * torch.randn(len(rows), 128, generator=noise))
         texts = model.encode_text(world.words[rows[:, None], columns].flatten(0, 1))
         if arm.mining:

@@ -17,7 +17,7 @@ def test_quick_experiment(tmp_path):
     assert "| FFF (k captions + gated mining) |" in done.stdout
     (result,) = json.loads(output.read_text())["results"]
     accuracy = {name: metrics["accuracy"][0] for name, metrics in result["arms"].items()}
-    assert len(accuracy) == 9
+    assert len(accuracy) == 11
     assert result["verdict"]["beats both raw baselines by 10 points"] is True
     assert min(accuracy.values()) > 10  # chance is 1: no arm failed to train
     mining = {figure: values[0] for figure, values in result["mining"].items()}
