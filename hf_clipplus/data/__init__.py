@@ -1,0 +1,1 @@
+"""Rows, captions, images and collators, and the embedded worlds."""

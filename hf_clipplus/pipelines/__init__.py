@@ -1,0 +1,1 @@
+"""Pipelines for tasks that transformers has none for."""

@@ -211,7 +211,7 @@ def test_two_processes_give_the_same_as_one(clip, pictures, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    results = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     rows = [{"image": image, "label": i % 3, "captions": TEXTS[: 1 + i % 5]} for i, image in enumerate(pictures)]
     zero_shot = ZeroShotClassification(rows, TEXTS[:3], ["a {}"])(model, processor)
     retrieval = RetrievalEvaluator(rows)(model, processor)

@@ -194,7 +194,7 @@ def on_ranks(torchrun, tmp_path_factory):
 
     def results(**job):
         number = jobs.index(job)
-        found = [torch.load(output / f"job{number}_rank{rank}.pt") for rank in range(job["world"])]
+        found = [torch.load(output / f"job{number}_rank{rank}.pt", weights_only=True) for rank in range(job["world"])]
         assert all(result["world"] == job["world"] for result in found)
         return found
 
