@@ -1,7 +1,9 @@
 """Models from nothing: named sizes, and a byte-pair tokenizer trained on the captions at hand."""
 
+import json
 from collections.abc import Iterable
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
@@ -30,10 +32,23 @@ SIZES = {
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer trained on `texts`; a text has at most `context` tokens, both end tokens included."""
-    tokenizer = CLIPTokenizer().train_new_from_iterator(texts, vocab_size, show_progress=False)
-    tokenizer.model_max_length = context
-    return tokenizer
+    """CLIP's byte-pair tokenizer trained on `texts`; the same texts give the same tokenizer.
+
+    Args:
+        texts: captions.
+        vocab_size: number of tokens; the smallest vocabulary has 514 (256 bytes, the same at the end of a word, and
+            the start and end tokens).
+        context: most tokens of a text, both end tokens included.
+    """
+    # Named here, the bytes at the end of a word get fixed ids and are all there. Left alone, the trainer numbers those
+    # that it meets in the order of a hash table, and a word that ends otherwise becomes the end token (CLIP's unknown).
+    endings = [f"{byte}</w>" for byte in sorted(ByteLevel.alphabet())]
+    trained = CLIPTokenizer().train_new_from_iterator(
+        texts, vocab_size, new_special_tokens=endings, show_progress=False
+    )
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=context)  # the endings not special
 
 
 def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, FFFProcessor]:
