@@ -233,7 +233,8 @@ def train(world: World, arm: Arm, setting: Setting, seed: int, mined: torch.Tens
         images = model.encode_image(world.pixels[rows] + AUGMENTATION * torch.randn(len(rows), 128, generator=noise))
         texts = model.encode_text(world.words[rows[:, None], columns].flatten(0, 1))
         if arm.mining:
-            positives = mined[rows[:, None, None], rows[None, :, None], columns[None]].flatten(1)
+            here = mined.index_select(0, rows).index_select(1, rows)  # [B, B, 1 + k]
+            positives = here.gather(2, columns.expand(len(rows), *columns.shape)).flatten(1)
         else:
             positives = default_owners(len(images), len(texts))
         if arm.loss == "sigmoid":
