@@ -1,8 +1,11 @@
 """Arguments of contrastive training, and how a script reads them: a YAML file, the command line, or both."""
 
+import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -48,25 +51,41 @@ def parse_arguments(dataclasses: Sequence[type], description: str, argv: Sequenc
     Raises:
         SystemExit: unknown or malformed arguments, with the usage on stderr.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(dataclasses, description=description)
+    # no abbreviations: one of --config would pass unread, and a typo should not count as one
+    parser = HfArgumentParser(dataclasses, description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these arguments (name: value).")
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 >= len(argv):
-            parser.error("--config needs a file name.")
-        with open(argv[at + 1], encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-        known = {action.dest: action for action in parser._actions}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            parser.error(f"{argv[at + 1]}: unknown arguments {', '.join(unknown)}; --help lists those that exist.")
-        from_file = []
-        for key, value in values.items():
-            from_file.append(f"--{key}")
-            from_file += [str(entry) for entry in (value if isinstance(value, list) else [value])]
-        argv = from_file + argv[:at] + argv[at + 2 :]
-    return parser.parse_args_into_dataclasses(argv)[: len(dataclasses)]
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    given, argv = finder.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if given.config is not None:
+        argv = _read_config(given.config, parser) + argv
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown arguments {' '.join(unknown)}; --help lists those that exist.")
+    return tuple(parsed[: len(dataclasses)])
+
+
+def _read_config(path: str, parser: HfArgumentParser) -> list[str]:
+    """The arguments of a YAML file as they would stand on the command line."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"--config {path}: expected lines `name: value`, got a {type(values).__name__}.")
+    known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    unknown = sorted(str(key) for key in values if key not in known)
+    if unknown:
+        parser.error(f"{path}: unknown arguments {', '.join(unknown)}; --help lists those that exist.")
+    argv = []
+    for key, value in values.items():
+        if value is None and known[key].default is not None:
+            parser.error(f"{path}: {key} has no value; leave it out to get {known[key].default!r}.")
+        if isinstance(value, list):
+            argv += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            argv.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return argv
 
 
 @dataclass

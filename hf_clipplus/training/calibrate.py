@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_clipplus.ops.contrastive import auto_bias
+from hf_clipplus.ops.distributed import gather_sizes
 from hf_clipplus.ops.positives import mine_positives, mining_similarities
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
@@ -52,8 +53,9 @@ def calibrate(
     """Propose mining thresholds at which each branch mines about `target` pairs per image.
 
     The paper's thresholds are not confirmed and depend on the feature model, so they are chosen from quantiles of the
-    cosines of random (not own) pairs: the share `target / batch_size` of them lies above p1, p2 and p3. The gate is a
-    low quantile of the own pairs: a caption passes that fits the image as well as the weaker own captions do.
+    cosines of random (not own) pairs: the share `target / captions of a batch` of them lies above each of p1, p2 and
+    p3 (a branch whose values repeat, or that the gate cuts, mines less). The gate is a low quantile of the own pairs:
+    a caption passes that fits the image as well as the weaker own captions do.
 
     Args:
         image_features: `[N, Df]`, of >= 1000 images (10,000 and more make the far quantiles firm).
@@ -106,22 +108,25 @@ def set_auto_bias(model: nn.Module, batches: Iterable[dict], *, device: torch.de
 
     Args:
         model: has `logit_scale`, `logit_bias`, `embed` and `contrast`.
-        batches: a few batches as the collator makes them.
+        batches: a few batches as the collator makes them; as many, of other rows, in every process.
         device: where the model lives.
 
     Returns:
         The bias.
     """
-    cosines, positives, pairs = [], 0, 0
+    cosines, positives, pairs = 0.0, 0, 0
     for batch in batches:
         batch = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
         names = model.image_inputs + model.text_inputs
         found = model.embed(**{name: batch[name] for name in names if name in batch})
-        cosines.append((found.image_embeds.float().mean(0) @ found.text_embeds.float().mean(0)).item())
+        images, captions = len(found.image_embeds), sum(gather_sizes(len(found.text_embeds), device))
+        # the mean over all pairs; those of this process stand for all
+        mean = (found.image_embeds.float().mean(0) @ found.text_embeds.float().mean(0)).item()
+        cosines += images * captions * mean
         targets = {key: value for key, value in batch.items() if key not in names}
         positives += model.contrast(found, **targets)["positives"].shape[1]
-        pairs += len(found.image_embeds) * len(found.text_embeds)
-    bias = auto_bias(sum(cosines) / len(cosines), positives / pairs, model.logit_scale.item())
+        pairs += images * captions
+    bias = auto_bias(cosines / pairs, positives / pairs, model.logit_scale.item())
     model.logit_bias.fill_(bias)
     return bias
 
