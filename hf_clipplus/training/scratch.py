@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> C
         context: most tokens of a text, both end tokens included.
     """
     # Named here, the bytes at the end of a word get fixed ids and are all there. Left alone, the trainer numbers those
-    # that it meets in the order of a hash table, and a word that ends otherwise becomes the end token (CLIP's unknown).
+    # that it meets in the order of a hash table, and a word that ends otherwise becomes CLIP's unknown: the end token.
     endings = [f"{byte}</w>" for byte in sorted(ByteLevel.alphabet())]
     trained = CLIPTokenizer().train_new_from_iterator(
         texts, vocab_size, new_special_tokens=endings, show_progress=False
