@@ -86,7 +86,7 @@ class TrainingArguments(ContrastiveTrainingArguments):
     """Defaults of the committed checkpoint."""
 
     output_dir: str | None = "outputs/pretrain_clipart"
-    max_steps: int = 3000
+    max_steps: int = 2600
     per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.5
@@ -94,10 +94,10 @@ class TrainingArguments(ContrastiveTrainingArguments):
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     save_strategy: str = "steps"
-    save_steps: float = 500
+    save_steps: float = 650
     save_total_limit: int | None = 2
     eval_strategy: str = "steps"
-    eval_steps: float | None = 1000
+    eval_steps: float | None = 650
     logging_steps: float = 50
     dataloader_drop_last: bool = True
     dataloader_num_workers: int = 1

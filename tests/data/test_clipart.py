@@ -154,8 +154,8 @@ def test_queries_are_fixed():
 
 
 def test_train_rows_depend_on_seed_epoch_and_index_only():
-    a, b = CaptionWorld("train"), CaptionWorld("train")
-    other = CaptionWorld("train", seed=1)
+    a, b = (CaptionWorld("train", plain_share=0) for _ in range(2))
+    other = CaptionWorld("train", plain_share=0, seed=1)
     _ = [a[i] for i in range(5)]  # rows asked for before change nothing
     rows = range(20, 40)
     assert [pixels(a[i]["image"]) for i in rows] == [pixels(b[i]["image"]) for i in rows]
@@ -262,3 +262,9 @@ def test_paste_blends_by_alpha_and_cuts_at_the_edge():
 def test_lab_of_known_colours():
     lab = canvas.srgb_to_lab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 0]]))
     np.testing.assert_allclose(lab, [[100, 0, 0], [53.24, 80.09, 67.2], [0, 0, 0]], atol=0.15)
+
+
+def test_a_share_of_train_pictures_is_plain():
+    world, plain = CaptionWorld("train"), CaptionWorld("train", train=False)
+    same = [pixels(world[i]["image"]) == pixels(plain[i]["image"]) for i in range(200)]
+    assert 0.65 < sum(same) / len(same) < 0.85
