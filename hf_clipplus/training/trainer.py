@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from hf_clipplus.data.report import DataReport
@@ -14,6 +14,7 @@ from hf_clipplus.ops.distributed import world_size
 
 from .arguments import ContrastiveTrainingArguments
 from .gradient_cache import cached_backward
+from .push import PushingTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -24,8 +25,8 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; names the step and the rows. The weights are those before the step."""
 
 
-class ContrastiveTrainer(Trainer):
-    """`Trainer` plus what contrastive training needs; everything else (resume, logging, Hub) is Trainer's.
+class ContrastiveTrainer(PushingTrainer):
+    """`Trainer` plus what contrastive training needs; everything else (resume, logging) is Trainer's.
 
     - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
     - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them);
