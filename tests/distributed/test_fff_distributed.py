@@ -25,7 +25,10 @@ losses, tiny_run = load(LOSSES_WORKER), load(TINY_RUN)
 def on_ranks(torchrun, tmp_path_factory):
     output = tmp_path_factory.mktemp("losses")
     torchrun(LOSSES_WORKER, max(losses.IMAGES), output)
-    return {world: [torch.load(output / f"world{world}_rank{r}.pt") for r in range(world)] for world in losses.IMAGES}
+    return {
+        world: [torch.load(output / f"world{world}_rank{r}.pt", weights_only=True) for r in range(world)]
+        for world in losses.IMAGES
+    }
 
 
 @pytest.mark.parametrize("world", losses.IMAGES)
@@ -98,7 +101,7 @@ def two_processes(torchrun, tmp_path_factory):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_two_processes_train_like_one(run, two_processes, tmp_path):
-    results = [torch.load(two_processes[run] / f"result{rank}.pt") for rank in (0, 1)]
+    results = [torch.load(two_processes[run] / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [(result["world"], result["mode"]) for result in results] == [(2, "distributed")] * 2
     trainer = tiny_run.make_trainer(**run_settings(tmp_path, run, batch=6))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
