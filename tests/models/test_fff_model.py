@@ -20,7 +20,11 @@ from hf_clipplus import FFFConfig, FFFModel, FFFProcessor
 from hf_clipplus.ops.contrastive import sigmoid_loss, softmax_loss
 from hf_clipplus.ops.positives import Positives
 
-GROUPS = [["a red cat", "a tiger"], ["a small dog on a hill"], ["two green boats", "the sun over the sea", "a cup of tea"]]
+GROUPS = [
+    ["a red cat", "a tiger"],
+    ["a small dog on a hill"],
+    ["two green boats", "the sun over the sea", "a cup of tea"],
+]
 
 
 @pytest.fixture
@@ -231,7 +235,9 @@ def test_wrong_name_never_gives_random_weights(tmp_path):
         FFFModel.from_pretrained(str(tmp_path / "no-such-folder"))
 
 
-@pytest.mark.parametrize("field", ["contrastive_loss", "mining_rule", "stt_mode", "loss_normalizer", "use_raw_caption"])
+@pytest.mark.parametrize(
+    "field", ["contrastive_loss", "mining_rule", "stt_mode", "loss_normalizer", "use_raw_caption"]
+)
 def test_wrong_option_is_named(field):
     with pytest.raises(ValueError, match=field):
         FFFConfig(**{field: "nonsense"})
