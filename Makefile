@@ -23,11 +23,11 @@ lint: setup
 
 test: setup lint
 	$(BIN)/python tests/common/fetch_sdist.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: setup lint
 	$(BIN)/python tests/common/fetch_sdist.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) .cache outputs build *.egg-info

@@ -33,41 +33,7 @@ from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArgument
 from hf_clipplus.training.build import captions_of, checkpoint_to_resume
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
 
-CARD = """---
-license: cc0-1.0
-library_name: hf_clipplus
-pipeline_tag: zero-shot-image-classification
-tags: [transformers, clip, clipplus_fff]
----
-# clipart-clip: the embedded encoder
-
-A small CLIP ({parameters:.1f} M parameters, {side} px, patches of {patch} px) for offline tests and examples of
-`hf_clipplus`: few-shot heads, post-training and mining start from it. It knows public-domain clip art, nothing else.
-
-```python
-import hf_clipplus
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("examples/checkpoints/clipart-clip")
-processor = AutoProcessor.from_pretrained("examples/checkpoints/clipart-clip")
-```
-
-## How it was made
-`{command}`
-
-{steps} steps of {batch_size} rows ({share:.0%} scenes, the rest single drawings) with `ContrastiveTrainer`: sigmoid
-loss, up to {captions} captions per image, equal texts positive, AdamW (lr {learning_rate:g}, weight decay
-{weight_decay:g}, cosine), seed {seed}; {minutes:.0f} minutes on {hardware}. Trained on the drawings of the splits
-train and validation of the embedded Open Clip Art data (public domain). No drawing of the test split was seen. Weights
-in half precision.
-
-## What it scores
-Drawings of the test split, in percent; the retrieval queries are clean names, which are often words it never read.
-
-| metric | this model | chance |
-| --- | ---: | ---: |
-{rows}
-"""
+CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"
 
 
 @dataclass
@@ -132,7 +98,7 @@ def export(folder: Path, trainer: ContrastiveTrainer, metrics: dict[str, float],
     trainer.processing_class.save_pretrained(folder)
     pairs = [(key, value) for key, value in metrics.items() if f"chance_{key}" in metrics]
     rows = "\n".join(f"| {key} | {100 * value:.1f} | {100 * metrics[f'chance_{key}']:.1f} |" for key, value in pairs)
-    (folder / "README.md").write_text(CARD.format(rows=rows, **facts), encoding="utf-8")
+    (folder / "README.md").write_text(CARD.read_text(encoding="utf-8").format(rows=rows, **facts), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
