@@ -71,8 +71,9 @@ def cached_backward(
             state.restore()
             embeds = _embeds(model, chunk)
             rows = next(iter(embeds.values())).shape[0]
+            trained = [name for name in embeds if embeds[name].requires_grad]  # a frozen tower needs no gradient
             torch.autograd.backward(
-                list(embeds.values()), [embeddings[name].grad[start : start + rows] for name in embeds]
+                [embeds[name] for name in trained], [embeddings[name].grad[start : start + rows] for name in trained]
             )
             start += rows
     after.restore()

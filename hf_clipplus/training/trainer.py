@@ -13,6 +13,7 @@ from hf_clipplus.data.report import DataReport
 from hf_clipplus.ops.distributed import world_size
 
 from .arguments import ContrastiveTrainingArguments
+from .checkpoints import last_complete_checkpoint
 from .gradient_cache import cached_backward
 from .push import PushingTrainer
 
@@ -66,6 +67,14 @@ class ContrastiveTrainer(PushingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         example_index = inputs.pop("example_index", None)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As `Trainer.train`; True resumes from the last checkpoint that was written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
         outputs = model(**self._with_mining(inputs) | {"return_loss": True})
         if model.training:
             self._remember(outputs["statistics"])
@@ -105,7 +114,8 @@ class ContrastiveTrainer(PushingTrainer):
             model = self.accelerator.unwrap_model(self.model)
             logs["logit_scale"] = model.logit_scale.exp().item()
             logs["logit_bias"] = model.logit_bias.item()
-            logs |= {key: torch.stack(values).float().mean().item() for key, values in self._statistics.items()}
+            # nan says that a batch had no such pair
+            logs |= {key: torch.stack(values).float().nanmean().item() for key, values in self._statistics.items()}
             self._statistics.clear()
         super().log(logs, *args, **kwargs)
 
