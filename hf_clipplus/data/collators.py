@@ -1,6 +1,7 @@
 """From rows to the batch of a contrastive model: decode, augment, choose captions, call the processor."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ from .images import UnreadableImageError, load_image
 from .report import DataReport
 from .seeding import item_generator
 
-REPORT_KINDS = ("unreadable image", "image without captions", "empty caption", "truncated caption")
+REPORT_KINDS = (
+    "unreadable image",
+    "image without captions",
+    "empty caption",
+    "truncated caption",
+    "row without mining features",
+)
+UNKNOWN_ID = -1
 IMAGE_STREAM, TEXT_STREAM = 0, 1
 
 Augmentation = Callable[[Any, np.random.Generator], Any]
@@ -43,7 +51,11 @@ class ContrastiveCollator:
         on_bad_row: "skip" (and count) or "raise".
         report: where to count; `contrastive_report()` shared with whoever prints it.
         mining_processor: processor of the frozen model that mines; adds `mining_pixel_values`, `mining_input_ids`,
-            `mining_attention_mask` made from the image as it is, not augmented.
+            `mining_attention_mask` made from the image and the captions as they are, not augmented.
+
+    Ids and mining features that a row lacks, in a data set with such a column, are "not known" (id -1, features of
+    zeros: similar to nothing). A single `caption_id` belongs to the raw caption; a list has one for each caption,
+    raw first.
     """
 
     def __init__(
@@ -87,19 +99,28 @@ class ContrastiveCollator:
         batch = dict(self.processor(images=[e["image"] for e in examples], text=captions, return_tensors="pt"))
         if cut := int(batch.pop("truncated_captions", 0)):
             self.report.add("truncated caption", examples[0]["name"] if len(examples) == 1 else "", cut)
-        for key, name in (("image_id", "image_ids"), ("caption_ids", "caption_ids")):
-            if all(example.get(key) is not None for example in examples):
-                batch[name] = torch.as_tensor(np.concatenate([np.atleast_1d(e[key]) for e in examples]))
-        for name in ("mining_image_features", "mining_text_features"):
-            if all(example.get(name) is not None for example in examples):
-                batch[name] = torch.as_tensor(np.concatenate([np.atleast_2d(e[name]) for e in examples])).float()
+        if any("image_id" in row for row in rows):
+            batch["image_ids"] = torch.tensor([example["image_id"] for example in examples])
+        if self.equal_texts_are_positive or any("caption_id" in row for row in rows):
+            batch["caption_ids"] = torch.tensor([id for example in examples for id in example["caption_ids"]])
+        features = [example["mining"] for example in examples if example["mining"] is not None]
+        if features:
+            unknown = [np.zeros_like(part[:1]) for part in features[0]]
+            parts = [
+                example["mining"] or (unknown[0], np.repeat(unknown[1], len(example["captions"]), 0))
+                for example in examples
+            ]
+            names = ("mining_image_features", "mining_text_features")
+            for name, arrays in zip(names, zip(*parts, strict=True), strict=True):
+                batch[name] = torch.from_numpy(np.concatenate(arrays)).float()
         if self.mining_processor is not None:
-            flat = [caption for group in captions for caption in group]
+            # SigLIP reads the padding too: it was trained on texts of full length
+            siglip = "siglip" in type(self.mining_processor).__name__.lower()
             mining = self.mining_processor(
-                images=[e["original"] for e in examples],
-                text=flat,
+                images=[example["original"] for example in examples],
+                text=[caption for example in examples for caption in example["chosen"]],
                 return_tensors="pt",
-                padding=True,
+                padding="max_length" if siglip else True,
                 truncation=True,
             )
             names = ("pixel_values", "input_ids", "attention_mask")
@@ -132,17 +153,36 @@ class ContrastiveCollator:
             "image": image,
             "original": original,
             "captions": captions,
-            "image_id": row.get("image_id"),
+            "chosen": chosen.captions,
+            "image_id": UNKNOWN_ID if row.get("image_id") is None else int(row["image_id"]),
             "caption_ids": self._caption_ids(row, chosen.captions),
-            "mining_image_features": row.get("mining_image_features"),
-            "mining_text_features": _of_captions(row, "mining_text_features", chosen.captions),
+            "mining": self._mining_features(row, chosen.captions, name),
         }
 
-    def _caption_ids(self, row: Mapping[str, Any], captions: list[str]) -> np.ndarray | None:
-        ids = _of_captions(row, "caption_id", captions)
-        if ids is None and self.equal_texts_are_positive:
-            return np.array([text_id(caption) for caption in captions], dtype=np.int64)
-        return ids
+    def _caption_ids(self, row: Mapping[str, Any], captions: list[str]) -> list[int]:
+        """The id of each chosen caption: the row's, else the hash of its text if wanted, else unknown."""
+        given = row.get("caption_id")
+        candidates = _candidates(row)
+        if not isinstance(given, (list, tuple, np.ndarray)):
+            given = [given] + [None] * (len(candidates) - 1)
+        _check_length(row, "caption_id", given, candidates)
+        ids = [given[candidates.index(caption)] for caption in captions]
+        unknown = text_id if self.equal_texts_are_positive else lambda text: UNKNOWN_ID
+        return [unknown(caption) if id is None else int(id) for id, caption in zip(ids, captions, strict=True)]
+
+    def _mining_features(self, row, captions: list[str], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """`[1, Df]` and `[captions, Df]`; None when the row has none, which counts if there are such columns."""
+        image, text = row.get("mining_image_features"), row.get("mining_text_features")
+        if image is None or text is None:
+            if "mining_image_features" in row or "mining_text_features" in row:
+                self.report.add("row without mining features", name)
+            return None
+        image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
+        if text.ndim == 1:
+            return image[None], np.repeat(text[None], len(captions), 0)
+        candidates = _candidates(row)
+        _check_length(row, "mining_text_features", text, candidates)
+        return image[None], text[[candidates.index(caption) for caption in captions]]
 
     def _bad_row(self, kind: str, name: str) -> None:
         self.report.add(kind, name)
@@ -164,24 +204,20 @@ def _is_plain(image: Any) -> bool:
 def _name(row: Mapping[str, Any], index: int) -> str:
     """What a person can find the row by."""
     image = row.get("image")
-    path = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, str) else None
+    path = image.get("path") if isinstance(image, Mapping) else image
+    path = path if isinstance(path, str | os.PathLike) else None
     return f"row {index}" + (f" ({path})" if path else "")
 
 
-def _of_captions(row: Mapping[str, Any], column: str, captions: list[str]) -> np.ndarray | None:
-    """Entries of the chosen captions in a column with one entry per caption (raw first), or one for all."""
-    value = row.get(column)
-    if value is None:
-        return None
-    value = np.asarray(value)
-    single = value.ndim == (0 if column == "caption_id" else 1)
-    candidates = [row["caption"]] if "caption" in row else []
-    candidates = [(text or "").strip() for text in candidates + list(row.get("pseudo_captions") or [])]
-    if single:
-        return np.stack([value] * len(captions))
-    if len(value) != len(candidates):
+def _candidates(row: Mapping[str, Any]) -> list[str]:
+    """All captions of a row, the raw one first, blank ones included: the order of columns with an entry for each."""
+    texts = ([row["caption"]] if "caption" in row else []) + list(row.get("pseudo_captions") or [])
+    return [(text or "").strip() for text in texts]
+
+
+def _check_length(row: Mapping[str, Any], column: str, values: Sequence, candidates: list[str]) -> None:
+    if len(values) != len(candidates):
         raise ValueError(
-            f"{_name(row, int(row.get('index', 0)))}: column {column} has {len(value)} entries, "
+            f"{_name(row, int(row.get('index', 0)))}: column {column} has {len(values)} entries, "
             f"the row has {len(candidates)} captions (raw and pseudo)."
         )
-    return value[[candidates.index(caption) for caption in captions]]
