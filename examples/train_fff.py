@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             print(f"{name:60} {value:.4f}" if isinstance(value, float) else f"{name:60} {value}")
         print(f"saved in {args.output_dir}")
     if args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(dataset=data_args.dataset)
     return metrics
 
 
