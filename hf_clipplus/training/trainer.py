@@ -56,6 +56,8 @@ class ContrastiveTrainer(PushingTrainer):
         report: DataReport | None = None,
         **kwargs,
     ):
+        if evaluators and kwargs.get("eval_dataset") is None:
+            kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
         super().__init__(*trainer_args, **kwargs)
         self.evaluators = list(evaluators)
         self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -65,8 +67,6 @@ class ContrastiveTrainer(PushingTrainer):
             self._warn_of_other_calibration(mining_model)
         self.add_callback(_AfterStep(self, report))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        example_index = inputs.pop("example_index", None)
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As `Trainer.train`; True resumes from the last checkpoint that was written to its end."""
         if resume_from_checkpoint is True:
@@ -75,6 +75,8 @@ class ContrastiveTrainer(PushingTrainer):
                 raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        example_index = inputs.pop("example_index", None)
         outputs = model(**self._with_mining(inputs) | {"return_loss": True})
         if model.training:
             self._remember(outputs["statistics"])
@@ -122,7 +124,7 @@ class ContrastiveTrainer(PushingTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Loss on the evaluation set, if there is one, and every evaluator; all in one record of the log."""
         metrics = {}
-        if eval_dataset is not None or self.eval_dataset is not None:
+        if eval_dataset or self.eval_dataset:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.evaluators:
             model = self.accelerator.unwrap_model(self.model)
