@@ -353,11 +353,16 @@ def differences(result: dict) -> dict[str, dict[str, float]]:
 
 
 def verdict(result: dict) -> dict[str, bool]:
-    """The acceptance of the experiment, from mean accuracies."""
+    """The acceptance of the experiment, from mean accuracies.
+
+    The sampled baselines see the raw caption too, so the last line compares FFF with them on the same captions.
+    """
     gaps = {name: gap["mean"] for name, gap in differences(result).items()}
+    best_sampled = min(gaps[arm.name] for arm in SAMPLED)
     return {
         "beats both raw baselines by 10 points": min(gaps[CLIP_RAW.name], gaps[SIGLIP_RAW.name]) >= 10,
-        "at least the best sampled baseline": min(gaps[arm.name] for arm in SAMPLED) >= 0,
+        "at least the best sampled baseline": best_sampled >= 0,
+        "at least the best sampled baseline, with the raw caption appended": best_sampled >= gaps[FFF_APPEND.name],
     }
 
 
