@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
+from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
@@ -28,6 +29,7 @@ from hf_clipplus.training.build import captions_of
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
 
 PSEUDO_CAPTIONS = 3
+WORD_DELETION = 0.3  # in every arm; held-out names are new words, so a caption must be read by its other words too
 MINING_THRESHOLDS = {"p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
 METRICS = ("text_to_image_R@1", "text_to_image_R@5", "text_to_image_R@10", "image_to_text_R@10", "top1")
 
@@ -88,6 +90,7 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
         mode=arm.captions,
         captions_per_image=PSEUDO_CAPTIONS,
         augment_image=image_augmentation("fff"),
+        augment_text=RandomWordDeletion(WORD_DELETION),
         equal_texts_are_positive=arm.mining,
         seed=seed,
     )

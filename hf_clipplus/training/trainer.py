@@ -56,6 +56,8 @@ class ContrastiveTrainer(PushingTrainer):
         report: DataReport | None = None,
         **kwargs,
     ):
+        if evaluators and kwargs.get("eval_dataset") is None:
+            kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
         super().__init__(*trainer_args, **kwargs)
         self.evaluators = list(evaluators)
         self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -122,7 +124,7 @@ class ContrastiveTrainer(PushingTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Loss on the evaluation set, if there is one, and every evaluator; all in one record of the log."""
         metrics = {}
-        if eval_dataset is not None or self.eval_dataset is not None:
+        if eval_dataset or self.eval_dataset:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.evaluators:
             model = self.accelerator.unwrap_model(self.model)
