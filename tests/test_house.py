@@ -220,7 +220,7 @@ def places_of_this_machine() -> list[str]:
     """Folders and package hosts that this very machine uses, whatever they are called."""
     options = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     urls = re.findall(r"https?://[^\s'\"]+", options + " " + os.environ.get("PIP_INDEX_URL", ""))
-    hosts = {urlparse(url).hostname for url in urls} - {None, "pypi.org", "localhost", "127.0.0.1"}
+    hosts = {urlparse(url).hostname for url in urls} - {None, "localhost", "127.0.0.1"}
     return [str(ROOT), *hosts]
 
 
