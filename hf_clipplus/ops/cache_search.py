@@ -64,6 +64,7 @@ def correct_on_grid(
     alphas: Sequence[float],
     gammas: Sequence[float] = (0.0,),
     difficulty: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """How many queries a cache head classifies right at every point of the grid.
 
@@ -74,6 +75,7 @@ def correct_on_grid(
         labels: `[V]`.
         betas, alphas, gammas: the grid; gammas without `difficulty` must be [0].
         difficulty: `[N]`, see `key_difficulty`.
+        values: `[N]`, further weights of the keys (APE-T).
 
     Returns:
         `[betas, alphas, gammas]` int64; the sum over V of right answers.
@@ -88,6 +90,8 @@ def correct_on_grid(
     classes = base.shape[1]
     slots, present = _by_class(key_labels, classes)  # [C, K]
     weights = present.to(base.dtype)[:, :, None]  # [C, K, 1]
+    if values is not None:
+        weights = weights * values[slots][:, :, None]
     if difficulty is not None:
         exponents = torch.as_tensor(gammas, dtype=base.dtype, device=base.device)
         weights = weights * torch.exp(difficulty[slots][:, :, None] * exponents)  # [C, K, G]

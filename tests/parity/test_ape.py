@@ -8,9 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
+from transformers import CLIPConfig, TrainerCallback
 
+from hf_clipplus.models.ape import APEForImageClassification, APEHead, SearchGrid
 from hf_clipplus.ops import cache_classifier as ops
 from hf_clipplus.ops.cache_search import correct_on_grid, correct_on_lines, first_maximum, published_axis
+from hf_clipplus.training.few_shot import ape_t_arguments, tip_f_arguments, train_few_shot
+from hf_clipplus.tuners.ape_t import attach_ape_t
 
 FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "ape"
 KINDS = (
@@ -252,3 +257,198 @@ def test_proker(name):
     assert_close(logits, data["test_logits"], rtol=1e-3)
     right = logits.argmax(1) == data["test_labels"]
     assert 100 * right.double().mean().item() == pytest.approx(data.info["test_accuracy"])
+
+
+class Batches(Dataset):
+    """The fixture's batches of every epoch, in its order."""
+
+    def __init__(self, data):
+        names = sorted(name for name in data if name.startswith("batch.") and name.endswith(".labels"))
+        epochs = sorted({int(name.split(".")[1]) for name in names})
+        self.epochs = [
+            {
+                key: torch.cat(
+                    [data[name.replace("labels", source)] for name in names if name.startswith(f"batch.{e}.")]
+                )
+                for key, source in (("image_embeds", "raw_features"), ("labels", "labels"))
+            }
+            for e in epochs
+        ]
+        self.batch = len(data[names[0]])
+        self.steps = len(names)
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.epochs[0]["labels"])
+
+    def __getitem__(self, index):
+        return {key: rows[index] for key, rows in self.epochs[self.epoch].items()}
+
+    def arguments(self, make, optimizer):
+        assert optimizer["name"] == "AdamW"
+        assert optimizer["betas"] == [0.9, 0.999]
+        return make(
+            learning_rate=optimizer["lr"],
+            adam_epsilon=optimizer["eps"],
+            weight_decay=optimizer["weight_decay"],
+            num_train_epochs=len(self.epochs),
+            per_device_train_batch_size=self.batch,
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+        )
+
+
+class Recorder(TrainerCallback):
+    """Gradient of the first step, and the watched tensors and learning rate of every step."""
+
+    def __init__(self, watched):
+        self.watched, self.first_gradients, self.after, self.rates = watched, {}, [], []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        if not self.first_gradients:
+            self.first_gradients = {name: each.grad.clone() for name, each in self.watched.items()}
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.after.append({name: each.detach().clone() for name, each in self.watched.items()})
+
+
+def train_recorded(model, watched, rows, args, data, grid, monkeypatch):
+    """`train_few_shot` as users call it, and what happened at every step."""
+    recorder, losses = Recorder(watched), []
+    forward = type(model).forward
+
+    def remember(self, *positional, labels=None, **kwargs):
+        output = forward(self, *positional, labels=labels, **kwargs)
+        if labels is not None:
+            losses.append(output.loss.item())
+        return output
+
+    monkeypatch.setattr(type(model), "forward", remember)
+    monkeypatch.setattr("hf_clipplus.training.few_shot.Trainer", traced_trainer(recorder))
+    validation = (data["val_features"], data["val_labels"])
+    report = train_few_shot(model, rows, validation=validation, args=args, grid=grid)
+    return report, recorder, losses
+
+
+def traced_trainer(recorder):
+    from transformers import Trainer
+
+    def make(*args, callbacks, **kwargs):
+        return Trainer(*args, callbacks=[*callbacks, recorder], **kwargs)
+
+    return make
+
+
+def tiny_clip(dim, scale=100.0):
+    """A model whose joint space has the fixture's width; its towers are never used."""
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 10},
+        vision_config={**tower, "image_size": 8, "patch_size": 8},
+        projection_dim=dim,
+        logit_scale_init_value=float(torch.tensor(scale).log()),
+    )
+    from transformers import CLIPModel
+
+    model = APEForImageClassification.from_clip(CLIPModel(config))
+    model.config.text_scale = scale
+    return model
+
+
+@pytest.mark.parametrize("name", files("ape_t_training"))
+def test_ape_t_training(name, monkeypatch):
+    data = Fixture(name)
+    config, best = data.config, data.info["best"]
+    model = tiny_clip(config["D"])
+    model.set_classes([f"class {c}" for c in range(config["C"])], text_weight=data.text)
+    keys, labels, order = data.shuffled_cache()
+    options = {"alpha": config["init_alpha"], "beta": config["init_beta"], "channel_weights": config["w_training"]}
+    adapted = attach_ape_t(model, keys, labels, num_channels=config["training_feat_num"], **options)
+    layer = adapted.get_base_model().classifier
+    assert torch.equal(layer.ape_t_indices["default"], data["indices"])
+    watched = {"res": layer.ape_t_res["default"], "value_weights": layer.ape_t_value_weights["default"]}
+
+    def in_our_order(name, tensor):
+        return tensor[order] if name.endswith("value_weights") else tensor
+
+    rows = Batches(data)
+    axes = [published_axis(*each) for each in zip(config["search_scale"][:2], config["search_step"][:2], strict=True)]
+    args = rows.arguments(ape_t_arguments, data.info["optimizer"])
+    grid = SearchGrid(betas=axes[0], alphas=axes[1])
+    report, recorder, losses = train_recorded(adapted, watched, rows, args, data, grid, monkeypatch)
+
+    assert len(losses) == rows.steps
+    assert_close(torch.tensor(losses), data["losses"], rtol=1e-4)
+    assert_close(torch.tensor(recorder.rates), data["lrs"], rtol=1e-6)
+    for key, gradient in recorder.first_gradients.items():
+        assert_close(gradient, in_our_order(key, data[f"grad0.{key}"]), rtol=1e-3)
+    for stored in (key for key in data if key.startswith("after_step.")):
+        _, step, key = stored.split(".")
+        assert_close(recorder.after[int(step)][key], in_our_order(key, data[stored]), rtol=0, atol=1e-4)
+    assert_close(100 * torch.tensor(report["validation_accuracies"]), data["val_accuracy"], rtol=1e-6)
+    assert report["best_epoch"] == best["epoch"]
+    for key, tensor in watched.items():
+        assert_close(tensor.detach(), in_our_order(key, data[f"best.{key}"]), rtol=0, atol=1e-4)
+    counts = layer.correct_on_grid("default", data["val_features"], data["val_labels"], *axes)
+    assert_same_counts(counts, data["grid_val_accuracy"], len(data["val_labels"]))
+    assert (report["alpha"], report["beta"]) == pytest.approx((best["alpha"], best["beta"]), abs=1e-12)
+    assert 100 * report["validation_accuracy"] == pytest.approx(best["val_accuracy_search"])
+    with torch.no_grad():
+        logits = adapted(image_embeds=data["test_features"]).logits
+    assert_close(logits, data["test_logits_best"], rtol=1e-4)
+    assert 100 * (logits.argmax(1) == data["test_labels"]).double().mean().item() == pytest.approx(
+        best["test_accuracy"]
+    )
+    assert report["trained_parameters"] == config["C"] * (config["training_feat_num"] + config["shots"])
+
+
+@pytest.mark.parametrize("name", files("tip_adapter"))
+def test_tip_adapter_f_training(name, monkeypatch):
+    data = Fixture(name)
+    config = data.config
+    model = tiny_clip(config["D"])
+    names = [f"class {c}" for c in range(config["C"])]
+    settings = {"alpha": config["init_alpha"], "beta": config["init_beta"]}
+    model.fit(data.keys, data.labels, names, text_weight=data.text, head="tip_f", **settings)
+    watched = {"keys": model.classifier.cache_keys}
+    rows = Batches(data)
+    axes = [published_axis(*each) for each in zip(config["search_scale"], config["search_step"], strict=True)]
+    args = rows.arguments(tip_f_arguments, data.info["optimizer"])
+    grid = SearchGrid(betas=axes[0], alphas=axes[1])
+    report, recorder, losses = train_recorded(model, watched, rows, args, data, grid, monkeypatch)
+    assert len(losses) == rows.steps
+    assert_close(torch.tensor(losses), data["F.losses"], rtol=1e-4)
+    assert_close(torch.tensor(recorder.rates), data["F.lrs"], rtol=1e-6)
+    assert_close(recorder.first_gradients["keys"], data["F.grad0"], rtol=1e-3)
+    for stored in (key for key in data if key.startswith("F.after_step.")):
+        assert_close(recorder.after[int(stored.split(".")[2])]["keys"], data[stored], rtol=0, atol=1e-4)
+    assert_close(recorder.after[-1]["keys"], data["F.after_last_step"], rtol=0, atol=1e-4)
+    # the published code keeps an epoch by test accuracy; its tensors as data, the epoch not as behaviour
+    kept, best = data["F.kept_weight"], data.info["best_F"]
+    test = data["test_features"]
+    term = ops.cache_term(test, kept, data.labels, config["C"], beta=best["beta"])
+    assert_close(100 * test @ data.text.T + best["alpha"] * term, data["F.test_logits_best"], rtol=1e-4)
+    assert report["trained_parameters"] == kept.numel()
+
+
+@pytest.mark.parametrize("name", files("ape_training_free"))
+def test_ape_head_end_to_end(name):
+    data = Fixture(name)
+    config, best = data.config, data.info["best"]
+    keys, labels, _ = data.shuffled_cache()
+    head = APEHead(num_channels=config["training_free_feat_num"], channel_weights=config["w_training_free"])
+    grid = SearchGrid.published(config["search_scale"], config["search_step"])
+    validation = (data["val_features"], data["val_labels"])
+    head.fit(keys, labels, data.text, validation=validation, protocol="paper", grid=grid)
+    found = (head.beta, head.alpha, head.gamma)
+    assert found == pytest.approx((best["beta"], best["alpha"], best["gamma"]), abs=1e-12)
+    assert 100 * head.fit_report["validation_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert head.fit_report["protocol"] == "paper"
+    logits = torch.from_numpy(head.decision_function(data["test_features"]))
+    assert_close(logits, data["ape_logits_test_best"], rtol=1e-4)
+    accuracy = 100 * head.score(data["test_features"], data["test_labels"])
+    assert accuracy == pytest.approx(data.info["test_accuracy"]["best"])
