@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_clipplus.data.images import HorizontalFlip, RandomResizedCrop, load_image
@@ -38,7 +38,13 @@ class Episode:
 
 
 def draw_episode(
-    labels: Sequence[int], shots: int, *, seed: int, validation: int | None = None, test: Sequence[int] | None = None
+    labels: Sequence[int],
+    shots: int,
+    *,
+    seed: int,
+    validation: int | None = None,
+    test: Sequence[int] | None = None,
+    allow_fewer: bool = False,
 ) -> Episode:
     """Draw a support set and a validation set, the same number of rows of every class.
 
@@ -48,25 +54,30 @@ def draw_episode(
         seed: equal seeds draw equal episodes.
         validation: rows per class; None takes min(shots, 4), the honest protocol.
         test: rows of an own test split, which nothing is drawn from; None takes all that are left.
+        allow_fewer: take what a class has where it has too few rows, instead of an error.
 
     Raises:
-        ValueError: a class has too few rows (it is named).
+        ValueError: a class has too few rows (it is named), or fewer than two.
     """
     per_class = min(shots, HONEST_VALIDATION) if validation is None else validation
-    kept = set(test or ())
+    kept, by_class = set(test or ()), {}
+    for row, label in enumerate(labels):
+        if row not in kept:
+            by_class.setdefault(label, []).append(row)
     support, chosen_on, rest = [], [], []
-    for label in sorted(set(labels)):
-        rows = [row for row, other in enumerate(labels) if other == label and row not in kept]
-        least = shots + per_class + (test is None)
+    for number, label in enumerate(sorted(set(labels))):
+        rows = by_class.get(label, [])
+        least = 2 if allow_fewer else shots + per_class + (test is None)
         if len(rows) < least:
             raise ValueError(
-                f"class {label!r} has {len(rows)} rows; {shots} shots, {per_class} for validation"
+                f"class {label!r} has {len(rows)} rows to draw from; {shots} shots, {per_class} for validation"
                 f"{' and one to test' if test is None else ''} need {least}."
             )
-        rows = item_generator(seed, 0, len(support), EPISODE_STREAM).permutation(rows).tolist()
-        support += rows[:shots]
-        chosen_on += rows[shots : shots + per_class]
-        rest += rows[shots + per_class :]
+        rows = item_generator(seed, 0, number, EPISODE_STREAM).permutation(rows).tolist()
+        held = min(per_class, len(rows) // 2)
+        chosen_on += rows[:held]
+        support += rows[held : held + shots]
+        rest += rows[held + shots :]
     return Episode(support, chosen_on, sorted(rest) if test is None else list(test))
 
 
@@ -201,6 +212,7 @@ def _arguments(recipe: dict[str, Any], overrides: dict[str, Any]) -> TrainingArg
         "label_names": ["labels"],
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(**{"output_dir": tempfile.gettempdir(), **shared, **recipe, **overrides})
 
@@ -234,7 +246,9 @@ def train_few_shot(
     if not trained:
         raise ValueError("nothing of the model is trainable: fit head='tip_f', or use attach_ape_t.")
     best = _BestEpoch(model, trained, rows, validation)
-    Trainer(model=model, args=args, train_dataset=rows, data_collator=data_collator, callbacks=[best]).train()
+    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=data_collator, callbacks=[best])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     best.restore()
     device = next(model.parameters()).device
     queries, targets = (each.to(device) for each in validation)

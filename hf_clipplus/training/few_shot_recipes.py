@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hf_clipplus.models.ape import SearchGrid
 from hf_clipplus.models.ape.heads_ape import default_channels
 
+from .few_shot_compare import HeadSettings
+
 IMAGENET_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -117,3 +119,21 @@ RECIPES = {
         ("a photo of a person doing {}.",), 700, 800, (0.3, 0.7), (10, 7, 1.5), 2, 1e-3, 0.002, 30, (7, 3), 3
     ),
 }
+
+
+def settings_of(recipe: Recipe | None, dim: int, seed: int) -> HeadSettings:
+    """A data set's published settings for features of width `dim`; the general ones without a recipe."""
+    if recipe is None:
+        return HeadSettings(seed=seed)
+    return HeadSettings(
+        num_channels=recipe.channels(dim),
+        ape_t_channels=recipe.channels(dim, trained=True),
+        channel_weights=recipe.ape_weights,
+        tip_alpha=recipe.tip_alpha,
+        ape_alpha=recipe.alpha,
+        tip_epochs=recipe.tip_f_epochs,
+        ape_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        epsilon=recipe.epsilon,
+        seed=seed,
+    )

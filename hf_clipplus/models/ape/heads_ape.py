@@ -50,21 +50,22 @@ class SearchGrid:
         betas: sharpness (Tip-Adapter, APE, ProKeR).
         alphas: weight of the cache term (Tip-Adapter, APE).
         gammas: exponent of the difficulty (APE).
-        gda_alphas: weight of GDA's linear classifier.
+        gda_alphas: weight of GDA's linear classifier (published: up to 100).
         strengths: lambda of ProKeR.
     """
 
     betas: Sequence[float] = field(default_factory=lambda: logarithmic_axis(0.1, 30, 20))
     alphas: Sequence[float] = field(default_factory=lambda: logarithmic_axis(0.1, 1e4, 120))
     gammas: Sequence[float] = field(default_factory=lambda: published_axis(1, 20, 0.0))
-    gda_alphas: Sequence[float] = field(default_factory=lambda: [10.0**e for e in range(-4, 3)])
+    gda_alphas: Sequence[float] = field(default_factory=lambda: [10.0**e for e in range(-4, 5)])
     strengths: Sequence[float] = field(default_factory=lambda: logarithmic_axis(1e-3, 10, 9))
 
     @classmethod
     def published(cls, scale: Sequence[float], steps: Sequence[int]) -> "SearchGrid":
         """The published grids: scale and steps of beta, alpha and, for APE, gamma."""
         axes = [published_axis(*axis) for axis in zip(scale, steps, (0.1, 0.1, 0.0))]  # noqa: B905  Tip has two
-        return cls(**dict(zip(("betas", "alphas", "gammas"), axes)))  # noqa: B905
+        named = dict(zip(("betas", "alphas", "gammas"), axes))  # noqa: B905
+        return cls(**named, gda_alphas=[10.0**e for e in range(-4, 3)])
 
 
 class FewShotHead(nn.Module):
@@ -344,6 +345,7 @@ class TipAdapterFHead(TipAdapterHead):
     """Tip-Adapter-F: Tip-Adapter whose keys are trained; equal to it until `training.few_shot` has done so."""
 
     name = "tip_f"
+    searched = ()  # not by fit, whose keys are about to change, but after training
 
     def _build(self, views: Tensor, keys: Tensor, labels: Tensor) -> None:
         super()._build(views, keys, labels)
