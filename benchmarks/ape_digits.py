@@ -45,7 +45,7 @@ TEMPLATES = ("the character {}", "picture of {}", "{} in some font", "one glyph 
 NO_LETTERS = ("cmex", "cmmi", "cmsy", "Display", "LastResort", "NonUni", "Siz")  # symbols, not the alphabet
 SIDE, VIEWS, CHANNELS = 28, 10, 128
 ALPHAS = logarithmic_axis(0.1, 1e4, 120)
-WIDE = SearchGrid(alphas=ALPHAS, gda_alphas=ALPHAS)
+WIDE = SearchGrid(alphas=ALPHAS)  # GDA, which is no cache, keeps its own grid, 1e-4 to 1e4
 NARROW = SearchGrid(alphas=[alpha for alpha in ALPHAS if alpha <= 10])
 WORDS = sorted({word for template in TEMPLATES for word in template.split()} - {"{}"})
 VOCABULARY = {word: i + 2 for i, word in enumerate([*WORDS, *CHARACTERS])}  # 0 begins, 1 ends and pads

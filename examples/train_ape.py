@@ -32,7 +32,7 @@ from hf_clipplus.evaluation.plot import line_plot
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
 from hf_clipplus.training import parse_arguments
 from hf_clipplus.training.few_shot import CacheAugmentation, draw_episode, encode_with_cache
-from hf_clipplus.training.few_shot_card import save_few_shot
+from hf_clipplus.training.few_shot_card import push_few_shot, save_few_shot
 from hf_clipplus.training.few_shot_compare import (
     ALL_HEADS,
     TITLES,
@@ -62,6 +62,7 @@ class Arguments:
     views: int = field(default=10, metadata={"help": "Augmented views per support image."})
     cache_dir: str | None = field(default=None, metadata={"help": "Features on disk; default: output_dir/features."})
     save: str | None = field(default=None, metadata={"help": "Save this head (most shots, seed 0) under output_dir."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Push the saved head there: owner/name."})
     output_dir: str = field(default="outputs/ape", metadata={"help": "Table, plot, JSON, saved head."})
 
 
@@ -128,6 +129,8 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             if args.save and shots == max(args.shots) and seed == 0:
                 row = next(row for row in rows if row.head == args.save)
                 save_few_shot(models[args.save], base, processor, output / args.save, row, Path(args.dataset).name)
+    if args.save and args.hub_model_id:
+        push_few_shot(output / args.save, args.hub_model_id)
     table = comparison_table(results)
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(table)

@@ -1,12 +1,15 @@
 """Saves a few-shot head with its processor and a card that says what it is, how it was chosen and what it scored."""
 
+import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from peft import PeftModel
 
 from hf_clipplus.models.ape import APEForImageClassification
@@ -77,6 +80,32 @@ def save_few_shot(
     report = config.fit_report or {}
     text = _card(folder.name, result, dataset, list(config.id2label.values()), report, how, adapter, base)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def push_few_shot(folder: str | Path, hub_model_id: str, *, private: bool | None = None) -> None:
+    """Upload what `save_few_shot` wrote, one commit per repository.
+
+    The base of an APE-T adapter goes to `<hub_model_id>-base`, which the adapter then names as its base.
+    """
+    folder, base_id = Path(folder), f"{hub_model_id}-base"
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "model"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("base"))
+        if (folder / "base").is_dir():
+            _upload(folder / "base", base_id, private)
+            file = copy / "adapter_config.json"
+            config = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps({**config, "base_model_name_or_path": base_id}, indent=2), encoding="utf-8")
+            card = copy / "README.md"
+            text = card.read_text(encoding="utf-8").replace(f"{folder.name}/base", base_id)
+            card.write_text(text.replace(f'("{folder.name}")', f'("{hub_model_id}")'), encoding="utf-8")
+        _upload(copy, hub_model_id, private)
+
+
+def _upload(folder: Path, repo_id: str, private: bool | None) -> None:
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a few-shot classifier")
 
 
 def _card(
