@@ -1,9 +1,9 @@
 """Speed of APE's criterion, grid search and prediction against the published way of computing them, on one thread.
 
 Criterion: the closed form against the published loop over pairs of vectors, whose full length is estimated from the
-time of a few class pairs (the loop itself would run for minutes). Search: the exact fast search against the published
-triple loop, on data where accuracy does not saturate; the optimum must be the same. Prediction: 10,000 images against a
-1000-class 16-shot cache in chunks; memory is the growth of the peak in a fresh process.
+time of a few class pairs (the loop itself would run for minutes). Search: the exact fast search against the
+published triple loop, on data where accuracy does not saturate; the optimum must be the same. Prediction: 10,000
+images against a 1000-class 16-shot cache in chunks; memory is the growth of the peak in a fresh process.
 
     python benchmarks/ape.py
     python benchmarks/ape.py --quick      # small sizes, to see that it runs
@@ -79,7 +79,7 @@ def criterion(classes: int, shots: int, dim: int, pairs: int) -> dict[str, float
 
 def search(classes: int, shots: int, dim: int, queries: int, steps: tuple[int, int, int]) -> dict[str, object]:
     """Seconds of the fast search and of the triple loop, and whether they agree."""
-    text, keys, labels, images, targets = world(classes, shots, dim, queries, 1.6)
+    text, keys, labels, images, targets = world(classes, shots, dim, queries, 3.2)
     base, difficulty = 100 * images @ text.T, ops.key_difficulty(keys, labels, text)
     axes = [published_axis(scale, n, start) for scale, n, start in zip((7, 7, 1), steps, (0.1, 0.1, 0.0), strict=True)]
     names = dict(zip(("betas", "alphas", "gammas"), axes, strict=True))

@@ -371,8 +371,12 @@ class APEHead(FewShotHead):
         self.cache_keys, self.cache_labels = _frozen(keys), labels
         criterion = ops.channel_criterion(self.text_weight, keys, labels, weights=self.channel_weights)
         self.num_channels = self.num_channels or default_channels(keys.shape[1])
-        self.channel_indices = ops.select_channels(criterion, self.num_channels)
+        self.channel_indices = ops.select_channels(self._rank(criterion), self.num_channels)
         self._weigh_keys()
+
+    def _rank(self, criterion: Tensor) -> Tensor:
+        """What channels are chosen by; ablations put something else in its place."""
+        return criterion
 
     def difficulty(self) -> Tensor:
         """Of every key, in bits, `[N]`; see `ops.cache_classifier.key_difficulty`."""
