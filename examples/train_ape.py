@@ -84,6 +84,10 @@ def open_images(args: Arguments, image_size: int) -> LabelledImages:
 
 def main(argv: list[str] | None = None) -> dict[int, list]:
     (args,) = parse_arguments((Arguments,), __doc__, argv)
+    if args.save and args.save not in args.heads:
+        raise ValueError(f"--save {args.save}: it is none of the heads that are compared, {args.heads}.")
+    if args.hub_model_id and not args.save:
+        raise ValueError("--hub_model_id pushes the head that --save names: give --save too.")
     logging.set_verbosity_error()  # what fit warns of is kept in the JSON
     output = Path(args.output_dir)
     base = APEForImageClassification.from_clip(args.model, dtype=torch.float32)

@@ -77,7 +77,7 @@ def save_few_shot(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     config = base.config if adapter else model.config
-    report = config.fit_report or {}
+    report = (model.peft_config["default"] if adapter else config).fit_report or {}
     text = _card(folder.name, result, dataset, list(config.id2label.values()), report, how, adapter, base)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
