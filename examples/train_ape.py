@@ -44,6 +44,7 @@ from hf_clipplus.training.few_shot_compare import (
 from hf_clipplus.training.few_shot_recipes import RECIPES, settings_of
 
 EMBEDDED = "openclipart"
+CARD = Path(__file__).parents[1] / "model_cards" / "ape.md"
 
 
 @dataclass
@@ -132,7 +133,8 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             results.setdefault(shots, []).append(rows)
             if args.save and shots == max(args.shots) and seed == 0:
                 row = next(row for row in rows if row.head == args.save)
-                save_few_shot(models[args.save], base, processor, output / args.save, row, Path(args.dataset).name)
+                facts = {"dataset": Path(args.dataset).name, "template": CARD.read_text(encoding="utf-8")}
+                save_few_shot(models[args.save], base, processor, output / args.save, row, **facts)
     if args.save and args.hub_model_id:
         push_few_shot(output / args.save, args.hub_model_id)
     table = comparison_table(results)

@@ -12,7 +12,10 @@ CONSUMER = """
 import sys, torch, hf_clipplus
 from transformers import AutoModelForImageClassification, AutoProcessor, pipeline
 from PIL import Image
+from huggingface_hub import hf_hub_download
 repo, processor, folder = sys.argv[1:]
+card = open(hf_hub_download(repo, "README.md")).read()
+assert f'"{repo}"' in card and f'"{processor}"' in card, card
 pulled, local = (AutoModelForImageClassification.from_pretrained(each).eval() for each in (repo, folder))
 pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
