@@ -1,5 +1,7 @@
 """Speed of APE's criterion, grid search and prediction against the published way of computing them, on one thread.
 
+Seconds are processor time of the one thread.
+
 Criterion: the closed form against the published loop over pairs of vectors, whose full length is estimated from the
 time of a few class pairs (the loop itself would run for minutes). Search: the exact fast search against the
 published triple loop, on data where accuracy does not saturate; the optimum must be the same. Prediction: 10,000
@@ -45,12 +47,12 @@ def world(classes: int, shots: int, dim: int, queries: int, noise: float) -> tup
 
 
 def timed(call: Callable, repetitions: int) -> tuple[float, object]:
-    """Median seconds, and the result."""
+    """Median seconds of this process (what others do on the machine hardly counts), and the result."""
     seconds = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return statistics.median(seconds), result
 
 
