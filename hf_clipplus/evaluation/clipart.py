@@ -8,6 +8,8 @@ Example::
 
 from typing import Any
 
+import torch
+
 from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld, load_drawings, query_captions
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
@@ -36,3 +38,11 @@ def clipart_evaluators(
         ZeroShotClassification(labelled, CLASS_NAMES, CLIPART_TEMPLATES, name="clipart_zero_shot", **options),
         RetrievalEvaluator(rows, name="clipart_retrieval", **options),
     )
+
+
+def clipart_scores(model: torch.nn.Module, processor: Any, split: str = "test") -> dict[str, float]:
+    """What both evaluators say of a model, with the chance levels, at the image size that it was made for."""
+    found = {}
+    for evaluator in clipart_evaluators(split, image_size=model.config.vision_config.image_size):
+        found |= evaluator(model, processor)
+    return found
