@@ -4,8 +4,9 @@
     python examples/compare_fff.py --arms clip_raw fff --seeds 0     # what `make demo` trains
 
 Every arm trains the same tiny towers from nothing for the same minutes; the number of steps follows from the time of a
-step on this machine, or is given by --steps. A run that is on disk with the same settings is not trained again, so an
-interrupted comparison goes on, and two commands with different --seeds and one --output_dir share the work.
+step on this machine, or is given by --steps. Text queries are clean captions (folder, name, keywords) that no arm saw,
+and the names alone. A run that is on disk with the same settings is not trained again, so that an interrupted
+comparison goes on, and two commands with different --seeds and one --output_dir share the work.
 """
 
 import copy
@@ -39,6 +40,7 @@ METRICS = {
     "text->image R@1": "text_to_image_R@1",
     "R@5": "text_to_image_R@5",
     "R@10": "text_to_image_R@10",
+    "R@10, names": "name_text_to_image_R@10",
     "image->text R@10": "image_to_text_R@10",
     "zero-shot top-1": "top1",
 }
@@ -77,16 +79,16 @@ class CompareArguments:
     workers: int = field(
         default=1, metadata={"help": "Processes that compose batches; 0 does it in between the steps."}
     )
-    split: str = field(
-        default="test", metadata={"help": "Held-out drawings: 'test', or 'validation' to choose settings."}
-    )
+    split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
     output_dir: str = field(default="outputs/compare_fff", metadata={"help": "Models, results.json and table.md."})
 
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """The scores of one arm on the held-out drawings, read from `output_dir/<arm>-<seed>` if they are there."""
     record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
-    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "workers", "output_dir")
+    }
     if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
         return found["scores"]
     scores = train_arm(name, seed, args)
