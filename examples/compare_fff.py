@@ -29,7 +29,7 @@ from hf_clipplus.evaluation.clipart import clipart_scores
 from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.build import captions_of, choose_bias
+from hf_clipplus.training.build import captions_of, choose_bias, iterate
 from hf_clipplus.training.callbacks import StepClock
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
@@ -109,8 +109,7 @@ def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     world = CaptionWorld(
         "train" if args.split == "validation" else "train+validation", image_size=side, captions=PSEUDO_CAPTIONS
     )
-    plain = CaptionWorld(world.drawings, image_size=side, train=False)
-    plain = [plain[index] for index in range(len(plain))]
+    plain = list(iterate(CaptionWorld(world.drawings, image_size=side, train=False)))
     tokenizer = train_tokenizer(captions_of(plain), vocab_size=4000, context=SIZES["tiny"]["context"])
     model, processor = build_fff(
         "tiny", tokenizer, contrastive_loss=arm.loss, captions_per_image=PSEUDO_CAPTIONS, **_settings(arm)
@@ -169,7 +168,7 @@ def _settings(arm: Arm) -> dict:
 
 def step_seconds(trial: ContrastiveTrainer, rows: IndexedRows) -> float:
     """Time of a step, from a short run on a copy of the model after a look at all drawings (the first is slow)."""
-    _ = [rows[i] for i in range(len(rows))]
+    list(iterate(rows))
     clock = StepClock()
     trial.add_callback(clock)
     trial.train()
@@ -187,7 +186,6 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     for seed, name in itertools.product(args.seeds, args.arms):
         print(f"== {ARMS[name].label}, seed {seed}", flush=True)
         scores[name].append(run_arm(name, seed, args))
