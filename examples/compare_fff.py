@@ -104,7 +104,7 @@ def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """Train one arm, save it under `output_dir/<arm>-<seed>`, and return its scores on the held-out drawings."""
     arm = ARMS[name]
     set_seed(seed)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - args.workers))  # more threads than cores slow each other down
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) - args.workers)))
     side = SIZES["tiny"]["image"]
     world = CaptionWorld(
         "train" if args.split == "validation" else "train+validation", image_size=side, captions=PSEUDO_CAPTIONS
