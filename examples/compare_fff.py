@@ -4,17 +4,20 @@
     python examples/compare_fff.py --arms clip_raw fff --seeds 0     # what `make demo` trains
 
 Every arm trains the same tiny towers from nothing for the same minutes; the number of steps follows from the time of a
-step on this machine. Text queries are clean names that no arm saw with the held-out drawings.
+step on this machine, or is given by --steps. Text queries are clean captions (folder, name, keywords) that no arm saw,
+and the names alone. A run that is on disk with the same settings is not trained again, so that an interrupted
+comparison goes on, and two commands with different --seeds and one --output_dir share the work.
 """
 
 import copy
 import itertools
 import json
-import statistics
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import set_seed
 
 from hf_clipplus.data.captions import RandomWordDeletion
@@ -22,18 +25,27 @@ from hf_clipplus.data.clipart import CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.sources import IndexedRows
-from hf_clipplus.evaluation.clipart import clipart_evaluators
-from hf_clipplus.models.fff import FFFModel, FFFProcessor
+from hf_clipplus.evaluation.clipart import clipart_scores
+from hf_clipplus.evaluation.tables import runs_table
+from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.build import captions_of, choose_bias
-from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
+from hf_clipplus.training.build import captions_of, choose_bias, iterate
+from hf_clipplus.training.callbacks import StepClock
+from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
 PSEUDO_CAPTIONS = 3
-TRIAL_STEPS = 30
+TRIAL_STEPS = 60
 WORD_DELETION = 0.3  # in every arm; held-out names are new words, so a caption must be read by its other words too
 # strict on purpose: a tiny model's cosines drift while it trains, and looser thresholds mined a fifth of all pairs
 MINING_THRESHOLDS = {"p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
-METRICS = ("text_to_image_R@1", "text_to_image_R@5", "text_to_image_R@10", "image_to_text_R@10", "top1")
+METRICS = {
+    "text->image R@1": "text_to_image_R@1",
+    "R@5": "text_to_image_R@5",
+    "R@10": "text_to_image_R@10",
+    "R@10, names": "name_text_to_image_R@10",
+    "image->text R@10": "image_to_text_R@10",
+    "zero-shot top-1": "top1",
+}
 
 
 @dataclass(frozen=True)
@@ -60,38 +72,55 @@ ARMS = {
 class CompareArguments:
     """What is compared, and for how long."""
 
-    arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Any of: {', '.join(ARMS)}."})
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
+    )
     seeds: list[int] = field(default_factory=lambda: list(range(5)), metadata={"help": "Seeds of each arm."})
     minutes: float = field(default=2.7, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
     batch_size: int = field(default=64, metadata={"help": "Images of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
-    split: str = field(
-        default="test", metadata={"help": "Held-out drawings: 'test', or 'validation' to choose settings."}
+    workers: int = field(
+        default=1, metadata={"help": "Processes that compose batches; 0 does it in between the steps."}
     )
+    split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
     output_dir: str = field(default="outputs/compare_fff", metadata={"help": "Models, results.json and table.md."})
 
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+    """The scores of one arm on the held-out drawings, read from `output_dir/<arm>-<seed>` if they are there."""
+    record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "workers", "output_dir")
+    }
+    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
+        return found["scores"]
+    scores = train_arm(name, seed, args)
+    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
+    return scores
+
+
+def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """Train one arm, save it under `output_dir/<arm>-<seed>`, and return its scores on the held-out drawings."""
     arm = ARMS[name]
     set_seed(seed)
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) - args.workers)))
     side = SIZES["tiny"]["image"]
     world = CaptionWorld(
         "train" if args.split == "validation" else "train+validation", image_size=side, captions=PSEUDO_CAPTIONS
     )
-    fixed = CaptionWorld(world.drawings, image_size=16, train=False)
-    texts = captions_of(fixed[index] for index in range(len(fixed)))
-    tokenizer = train_tokenizer(texts, vocab_size=4000, context=SIZES["tiny"]["context"])
+    plain = list(iterate(CaptionWorld(world.drawings, image_size=side, train=False)))
+    tokenizer = train_tokenizer(captions_of(plain), vocab_size=4000, context=SIZES["tiny"]["context"])
     model, processor = build_fff(
         "tiny", tokenizer, contrastive_loss=arm.loss, captions_per_image=PSEUDO_CAPTIONS, **_settings(arm)
     )
+    whiten_patches(model, processor, (row["image"] for row in plain))
     rows = IndexedRows(world)
     collator = ContrastiveCollator(
         processor,
         mode=arm.captions,
         captions_per_image=PSEUDO_CAPTIONS,
-        augment_image=image_augmentation("fff"),
+        augment_image=image_augmentation("fff", size=side),
         augment_text=RandomWordDeletion(WORD_DELETION),
         equal_texts_are_positive=arm.mining,
         seed=seed,
@@ -113,6 +142,8 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
             logging_steps=max(1, steps // 10),
             save_strategy="no",
             dataloader_drop_last=True,
+            dataloader_num_workers=args.workers,
+            dataloader_persistent_workers=args.workers > 0,
             seed=seed,
         )
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=collator.report)
@@ -122,9 +153,9 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     trainer = trainer_of(model, steps)
     start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
+    minutes = (time.perf_counter() - start) / 60
     trainer.save_model()
-    return evaluate(model, processor, args.split, side) | {"steps": steps, "seconds": seconds}
+    return clipart_scores(model, processor, args.split) | {"steps": steps, "minutes": minutes}
 
 
 def _settings(arm: Arm) -> dict:
@@ -136,50 +167,25 @@ def _settings(arm: Arm) -> dict:
 
 
 def step_seconds(trial: ContrastiveTrainer, rows: IndexedRows) -> float:
-    """Time of a training step, from a short run on a copy of the model."""
-    _ = [rows[i] for i in range(len(rows))]  # the first look at a drawing scales it, later ones are quick
-    start = time.perf_counter()
+    """Time of a step, from a short run on a copy of the model after a look at all drawings (the first is slow)."""
+    list(iterate(rows))
+    clock = StepClock()
+    trial.add_callback(clock)
     trial.train()
-    return (time.perf_counter() - start) / TRIAL_STEPS
-
-
-def evaluate(model: FFFModel, processor: FFFProcessor, split: str, image_size: int) -> dict[str, float]:
-    """Both evaluators' scores, and the chance levels, on held-out drawings."""
-    found = {}
-    for evaluator in clipart_evaluators(split, image_size=image_size):
-        found |= evaluator(model, processor)
-    return found
+    return clock.seconds()
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: a row per arm with mean and standard deviation in percent, and the chance level last."""
-    heads = ["text->image R@1", "R@5", "R@10", "image->text R@10", "zero-shot top-1", "steps", "minutes"]
-    lines = ["| arm | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
-    for name, runs in scores.items():
-        cells = [_cell([100 * run[metric] for run in runs]) for metric in METRICS]
-        cells += [
-            f"{statistics.mean(r['steps'] for r in runs):.0f}",
-            f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}",
-        ]
-        lines.append(f"| {ARMS[name].label} | " + " | ".join(cells) + " |")
-    some = next(iter(scores.values()))[0]
-    lines.append("| chance | " + " | ".join(f"{100 * some[f'chance_{metric}']:.1f}" for metric in METRICS) + " | | |")
-    return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return runs_table(
+        {ARMS[name].label: runs for name, runs in scores.items()}, METRICS, {"steps": "steps", "minutes": "minutes"}
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    unknown = set(args.arms) - set(ARMS)
-    if unknown:
-        raise SystemExit(f"unknown arms {sorted(unknown)}: choose among {', '.join(ARMS)}")
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     for seed, name in itertools.product(args.seeds, args.arms):
         print(f"== {ARMS[name].label}, seed {seed}", flush=True)
         scores[name].append(run_arm(name, seed, args))

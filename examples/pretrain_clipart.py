@@ -28,9 +28,9 @@ from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.seeding import item_generator
 from hf_clipplus.data.sources import IndexedRows
-from hf_clipplus.evaluation.clipart import clipart_evaluators
+from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
-from hf_clipplus.training.build import captions_of, checkpoint_to_resume
+from hf_clipplus.training.build import captions_of, checkpoint_to_resume, iterate
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"
@@ -102,14 +102,6 @@ def export(folder: Path, trainer: ContrastiveTrainer, metrics: dict[str, float],
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
-def score(model: torch.nn.Module, processor, split: str) -> dict[str, float]:
-    """Zero-shot and retrieval scores on one split."""
-    found = {}
-    for evaluator in clipart_evaluators(split, image_size=model.config.vision_config.image_size):
-        found |= evaluator(model, processor)
-    return found
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, args = parse_arguments((PretrainArguments, TrainingArguments), __doc__, argv)
     set_seed(args.seed)
@@ -119,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = IndexedRows(MixedWorld(drawings, scenes, options.scene_share, args.seed))
     fixed = CaptionWorld(drawings.drawings, image_size=16, train=False)
     first_scenes = (scenes[index] for index in range(500))
-    texts = [*captions_of(fixed[index] for index in range(len(fixed))), *captions_of(first_scenes)]
+    texts = [*captions_of(iterate(fixed)), *captions_of(first_scenes)]
     tokenizer = train_tokenizer(texts, vocab_size=4000, context=SIZES[options.model_size]["context"])
     model, processor = build_fff(
         options.model_size,
@@ -174,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             AutoModel.from_pretrained(folder, dtype=torch.float32),
             AutoProcessor.from_pretrained(folder),
         )
-        export(folder, trainer, score(saved.eval(), saved_processor, "test"), facts)
+        export(folder, trainer, clipart_scores(saved.eval(), saved_processor), facts)
     return trainer.evaluate()
 
 
