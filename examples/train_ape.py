@@ -30,6 +30,7 @@ from hf_clipplus.data.few_shot_sources import (
 from hf_clipplus.evaluation.clipart import CLIPART_TEMPLATES
 from hf_clipplus.evaluation.plot import line_plot
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
+from hf_clipplus.models.ape.processing_ape import DEFAULT_TEMPLATES
 from hf_clipplus.training import parse_arguments
 from hf_clipplus.training.few_shot import CacheAugmentation, draw_episode, encode_with_cache
 from hf_clipplus.training.few_shot_card import push_few_shot, save_few_shot
@@ -41,7 +42,7 @@ from hf_clipplus.training.few_shot_compare import (
     compare_heads,
     comparison_table,
 )
-from hf_clipplus.training.few_shot_recipes import RECIPES, settings_of
+from hf_clipplus.training.few_shot_recipes import RECIPES, grids_of, settings_of
 
 EMBEDDED = "openclipart"
 CARD = Path(__file__).parents[1] / "model_cards" / "ape.md"
@@ -86,20 +87,17 @@ def open_images(args: Arguments, image_size: int) -> LabelledImages:
 
 def main(argv: list[str] | None = None) -> dict[int, list]:
     (args,) = parse_arguments((Arguments,), __doc__, argv)
-    if args.save and args.save not in args.heads:
-        raise ValueError(f"--save {args.save}: it is none of the heads that are compared, {args.heads}.")
-    if args.hub_model_id and not args.save:
-        raise ValueError("--hub_model_id pushes the head that --save names: give --save too.")
+    if (args.save or args.hub_model_id) and args.save not in args.heads:
+        raise ValueError(f"--save is {args.save}, expected one of {args.heads}; it is what --hub_model_id pushes.")
     logging.set_verbosity_error()  # what fit warns of is kept in the JSON
     output = Path(args.output_dir)
     base = APEForImageClassification.from_clip(args.model, dtype=torch.float32)
     processor = APEProcessor.from_pretrained(args.model)
     images = open_images(args, base.config.backbone_config.vision_config.image_size)
     recipe = RECIPES.get(args.dataset.removeprefix("coop:"))
-    templates = args.templates or (CLIPART_TEMPLATES if args.dataset == EMBEDDED else ("a photo of a {}.",))
-    templates = args.templates or (recipe.templates if recipe else templates)
+    own = CLIPART_TEMPLATES if args.dataset == EMBEDDED else recipe.templates if recipe else DEFAULT_TEMPLATES
     sentences = read_class_sentences(args.prompts, images.class_names) if args.prompts else None
-    base.set_classes(images.class_names, processor, templates=templates, prompts=sentences)
+    base.set_classes(images.class_names, processor, templates=args.templates or own, prompts=sentences)
 
     pool, labels = list(images.images["train"]), list(images.labels["train"])
     own_validation = args.protocol == "paper" and "val" in images.images
@@ -111,12 +109,8 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
     classes = torch.tensor(labels)
     if own_validation:
         val = normalize(encode_with_cache(base, processor, images.images["val"], **options)[0], dim=-1)
-    results, grids = {}, None
-    if not args.search:
-        fixed = settings_of(recipe, plain.shape[1], seed=0)
-        grids = {head: fixed.unsearched(head) for head in args.heads}
-    elif recipe and args.protocol == "paper":
-        grids = {head: recipe.grid(tip=head.startswith("tip")) for head in ("tip", "tip_f", "ape", "ape_t")}
+        val = val, torch.tensor(images.labels["val"])
+    results, grids = {}, grids_of(recipe, args.heads, args.protocol, search=args.search)
     for shots in args.shots:
         for seed in range(args.seeds):
             episode = draw_episode(labels, shots, seed=seed, test=test, allow_fewer=True)
@@ -124,12 +118,9 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             views = encode_with_cache(
                 base, processor, support, views=args.views, augment=CacheAugmentation(seed + 1), **options
             )
-            chosen_on = (val, torch.tensor(images.labels["val"])) if own_validation else tuple(
-                each[episode.validation] for each in (plain, classes)
-            )  # fmt: skip
-            data = FewShotData(
-                views, classes[episode.support], chosen_on, (plain[episode.test], classes[episode.test])
-            )
+            chosen_on = val if own_validation else (plain[episode.validation], classes[episode.validation])
+            tested_on = plain[episode.test], classes[episode.test]
+            data = FewShotData(views, classes[episode.support], chosen_on, tested_on)
             rows, models = compare_heads(
                 base, data, heads=tuple(args.heads), settings=settings_of(recipe, plain.shape[1], seed),
                 protocol=args.protocol, grids=grids,
@@ -138,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             if args.save and shots == max(args.shots) and seed == 0:
                 row = next(row for row in rows if row.head == args.save)
                 facts = {"dataset": Path(args.dataset).name, "template": CARD.read_text(encoding="utf-8")}
-                save_few_shot(models[args.save], base, processor, output / args.save, row, **facts)
+                save_few_shot(models[row.head], base, processor, output / row.head, row, **facts)
     if args.save and args.hub_model_id:
         push_few_shot(output / args.save, args.hub_model_id)
     table = comparison_table(results)

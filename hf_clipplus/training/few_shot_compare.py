@@ -70,6 +70,7 @@ class HeadResult:
         seconds: fit, training and search.
         alpha, beta: as chosen.
         protocol: "honest" or "paper".
+        warnings: what fit, training and search warned of.
         prompts_sha256: of the texts of the classes; None where the text classifier was given as features.
     """
 
@@ -82,6 +83,7 @@ class HeadResult:
     alpha: float | None
     beta: float | None
     protocol: str
+    warnings: tuple[str, ...]
     prompts_sha256: str | None
 
 
@@ -169,13 +171,12 @@ def _fitted(
     text, names = base.classifier.text_weight, base.classifier.class_names
     model.fit(data.views, data.labels, names, text_weight=text, head=head, **options)
     model.config.fit_report |= prompt_facts(base.config.fit_report)
-    found: dict[str, Any] = dict(model.config.fit_report)
     if head == "tip_f":
         args = tip_f_arguments(num_train_epochs=settings.tip_epochs, seed=settings.seed)
         rows = FeatureRows(data.views, data.labels, settings.seed)
-        found |= train_few_shot(model, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
+        train_few_shot(model, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
     stored = sum(each.numel() for each in model.classifier.state_dict().values()) - text.numel()
-    return model.eval(), _facts(found, stored)
+    return model.eval(), _facts(model.config.fit_report, stored)
 
 
 def _adapted(
@@ -199,15 +200,16 @@ def _adapted(
         seed=settings.seed,
     )
     rows = FeatureRows(data.views, data.labels, settings.seed)
-    found = train_few_shot(adapted, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
+    train_few_shot(adapted, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
     layer = adapted.get_base_model().classifier
     stored = sum(each.numel() for name, each in layer.state_dict().items() if name.startswith("ape_t_"))
-    return adapted.eval(), _facts(found, stored)
+    return adapted.eval(), _facts(adapted.peft_config["default"].fit_report, stored)
 
 
 def _facts(found: dict[str, Any], stored: int) -> dict[str, Any]:
     facts = {key: found.get(key) for key in ("validation_accuracy", "alpha", "beta")}
-    return facts | {"trained": found.get("trained_parameters", 0), "stored": stored}
+    facts |= {"trained": found.get("trained_parameters", 0), "stored": stored}
+    return facts | {"warnings": tuple(found["warnings"])}
 
 
 def comparison_table(results: dict[int, list[list[HeadResult]]]) -> str:

@@ -1,5 +1,6 @@
 """Published settings of APE, APE-T and Tip-Adapter for their 11 data sets (CLIP ResNet-50, D = 1024)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_clipplus.models.ape import SearchGrid
@@ -137,3 +138,15 @@ def settings_of(recipe: Recipe | None, dim: int, seed: int) -> HeadSettings:
         epsilon=recipe.epsilon,
         seed=seed,
     )
+
+
+def grids_of(
+    recipe: Recipe | None, heads: Sequence[str], protocol: str, *, search: bool = True
+) -> dict[str, SearchGrid] | None:
+    """What each head searches: one point without a search, the published grids under "paper", else the default."""
+    if not search:
+        settings = settings_of(recipe, 1024, seed=0)
+        return {head: settings.unsearched(head) for head in heads}
+    if recipe is None or protocol != "paper":
+        return None
+    return {head: recipe.grid(tip=head.startswith("tip")) for head in ("tip", "tip_f", "ape", "ape_t")}

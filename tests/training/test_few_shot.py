@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from hf_clipplus.evaluation.plot import line_plot
-from hf_clipplus.models.ape import APEForImageClassification
+from hf_clipplus.models.ape import APEForImageClassification, SearchGrid
 from hf_clipplus.training.few_shot import (
     CacheAugmentation,
     FeatureRows,
@@ -154,6 +154,14 @@ def test_test_images_never_choose(model, data):
             model, same, heads=(head,), settings=short, protocol="paper", allow_test_selection=True
         )
         assert rows[0].protocol == "paper"
+
+
+def test_rows_keep_the_warnings(model, data):
+    text, episode = data
+    model.set_classes(["a", "b", "c"], text_weight=text)
+    edge, short = SearchGrid([1.0], [1e-4, 1e4]), HeadSettings(tip_epochs=1, ape_epochs=1)
+    rows, _ = compare_heads(model, episode, heads=("tip", "tip_f", "ape_t"), settings=short, grid=edge)
+    assert all(any("edge of its grid" in warning for warning in row.warnings) for row in rows)
 
 
 def test_training_that_saturates_is_said(model, data, monkeypatch):
