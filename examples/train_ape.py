@@ -32,7 +32,7 @@ from hf_clipplus.evaluation.plot import line_plot
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
 from hf_clipplus.training import parse_arguments
 from hf_clipplus.training.few_shot import CacheAugmentation, draw_episode, encode_with_cache
-from hf_clipplus.training.few_shot_card import save_few_shot
+from hf_clipplus.training.few_shot_card import push_few_shot, save_few_shot
 from hf_clipplus.training.few_shot_compare import (
     ALL_HEADS,
     TITLES,
@@ -44,6 +44,7 @@ from hf_clipplus.training.few_shot_compare import (
 from hf_clipplus.training.few_shot_recipes import RECIPES, settings_of
 
 EMBEDDED = "openclipart"
+CARD = Path(__file__).parents[1] / "model_cards" / "ape.md"
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Arguments:
     views: int = field(default=10, metadata={"help": "Augmented views per support image."})
     cache_dir: str | None = field(default=None, metadata={"help": "Features on disk; default: output_dir/features."})
     save: str | None = field(default=None, metadata={"help": "Save this head (most shots, seed 0) under output_dir."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Push the saved head there: owner/name."})
     output_dir: str = field(default="outputs/ape", metadata={"help": "Table, plot, JSON, saved head."})
 
 
@@ -83,6 +85,10 @@ def open_images(args: Arguments, image_size: int) -> LabelledImages:
 
 def main(argv: list[str] | None = None) -> dict[int, list]:
     (args,) = parse_arguments((Arguments,), __doc__, argv)
+    if args.save and args.save not in args.heads:
+        raise ValueError(f"--save {args.save}: it is none of the heads that are compared, {args.heads}.")
+    if args.hub_model_id and not args.save:
+        raise ValueError("--hub_model_id pushes the head that --save names: give --save too.")
     logging.set_verbosity_error()  # what fit warns of is kept in the JSON
     output = Path(args.output_dir)
     base = APEForImageClassification.from_clip(args.model, dtype=torch.float32)
@@ -127,7 +133,10 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             results.setdefault(shots, []).append(rows)
             if args.save and shots == max(args.shots) and seed == 0:
                 row = next(row for row in rows if row.head == args.save)
-                save_few_shot(models[args.save], base, processor, output / args.save, row, Path(args.dataset).name)
+                facts = {"dataset": Path(args.dataset).name, "template": CARD.read_text(encoding="utf-8")}
+                save_few_shot(models[args.save], base, processor, output / args.save, row, **facts)
+    if args.save and args.hub_model_id:
+        push_few_shot(output / args.save, args.hub_model_id)
     table = comparison_table(results)
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(table)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from hf_clipplus.data.images import HorizontalFlip, RandomResizedCrop, load_image
 from hf_clipplus.data.seeding import item_generator
 from hf_clipplus.models.ape import APEForImageClassification, SearchGrid
+from hf_clipplus.models.ape.checks_ape import check_validation, edge_warning
 from hf_clipplus.ops.cache_search import first_maximum
 
 logger = logging.get_logger(__name__)
@@ -224,6 +226,7 @@ def train_few_shot(
     validation: tuple[Tensor, Tensor],
     args: TrainingArguments,
     grid: SearchGrid | None = None,
+    protocol: str = "honest",
     data_collator: Callable | None = None,
 ) -> dict[str, Any]:
     """Train Tip-Adapter-F's keys or an APE-T adapter with HF Trainer; keep the best epoch; search alpha and beta.
@@ -235,16 +238,31 @@ def train_few_shot(
             the test set, as in Tip-Adapter's published code.
         args: see `ape_t_arguments`, `tip_f_arguments`.
         grid: None takes `SearchGrid()`; alpha and beta stay fixed while training.
+        protocol: see `FewShotHead.fit`.
         data_collator: for image rows.
 
     Returns:
-        `trained_parameters`, `best_epoch`, `validation_accuracies` per epoch, `validation_accuracy`, `alpha`, `beta`.
+        `trained_parameters`, `best_epoch`, `validation_accuracies` per epoch, `validation_accuracy`, `alpha`, `beta`;
+        without the accuracies per epoch also kept in the `fit_report` of the model's or the adapter's configuration.
+
+    Raises:
+        ValueError: nothing to train, or a validation set that `check_validation` refuses.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.backbone.requires_grad_(False)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if not trained:
         raise ValueError("nothing of the model is trainable: fit head='tip_f', or use attach_ape_t.")
+    head = base.classifier
+    adapted = hasattr(head, "ape_t_res")
+    if adapted:
+        (name,) = head.active_adapters
+        keys, labels = head.ape_t_cache_keys[name], head.ape_t_cache_labels[name]
+        kept_report = model.peft_config[name].fit_report
+    else:
+        keys, labels, kept_report = head.cache_keys, head.cache_labels, head.fit_report
+    queries, targets = validation
+    kept_report |= check_validation(queries, targets, keys, labels, base.config.num_labels, protocol)
     best = _BestEpoch(model, trained, rows, validation)
     trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=data_collator, callbacks=[best])
     trainer.remove_callback(PrinterCallback)
@@ -252,32 +270,30 @@ def train_few_shot(
     best.restore()
     device = next(model.parameters()).device
     queries, targets = (each.to(device) for each in validation)
-    report = {
-        "trained_parameters": sum(each.numel() for each in trained.values()),
-        "best_epoch": best.epoch,
-        "validation_accuracies": best.accuracies,
-    }
-    head = base.classifier
-    if hasattr(head, "ape_t_res"):
-        grid = grid or SearchGrid()
-        (name,) = head.active_adapters
-        settings = head.settings[name]
-        counts = head.correct_on_grid(name, queries, targets, grid.betas, grid.alphas)
-        i, j = first_maximum(counts)
-        settings.beta, settings.alpha = float(grid.betas[i]), float(grid.alphas[j])
-        model.peft_config[name].beta, model.peft_config[name].alpha = settings.beta, settings.alpha
-        found = {
-            "beta": settings.beta,
-            "alpha": settings.alpha,
-            "validation_accuracy": int(counts.max()) / len(queries),
-        }
+    kept_report["trained_parameters"] = sum(each.numel() for each in trained.values())
+    kept_report["best_epoch"] = best.epoch
+    if adapted:
+        _search_adapter(model, name, queries, targets, grid or SearchGrid())
     else:
         head.search(queries, targets, grid)
-        found = {key: head.fit_report[key] for key in ("beta", "alpha", "validation_accuracy")}
-        head.fit_report |= {"trained_parameters": report["trained_parameters"], "best_epoch": best.epoch}
         head.cache_keys.requires_grad_(False)
         base.set_head(head)
-    return report | found
+    names = ("trained_parameters", "best_epoch", "validation_accuracy", "alpha", "beta")
+    return {key: kept_report[key] for key in names} | {"validation_accuracies": best.accuracies}
+
+
+def _search_adapter(model: PeftModel, name: str, queries: Tensor, targets: Tensor, grid: SearchGrid) -> None:
+    """Set alpha and beta of a trained APE-T adapter, as `TipAdapterHead.search` does; report."""
+    layer, config = model.get_base_model().classifier, model.peft_config[name]
+    counts = layer.correct_on_grid(name, queries, targets, grid.betas, grid.alphas)
+    i, j = first_maximum(counts)
+    found = {"beta": float(grid.betas[i]), "alpha": float(grid.alphas[j])}
+    for settings in (config, layer.settings[name]):
+        settings.beta, settings.alpha = found["beta"], found["alpha"]
+    config.fit_report |= found | {"validation_accuracy": int(counts.max()) / len(queries)}
+    if said := edge_warning("alpha", grid.alphas, j):
+        config.fit_report["warnings"].append(said)
+        logger.warning(f"APE-T: {said}")
 
 
 class _BestEpoch(TrainerCallback):

@@ -1,12 +1,15 @@
 """Saves a few-shot head with its processor and a card that says what it is, how it was chosen and what it scored."""
 
+import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from peft import PeftModel
 
 from hf_clipplus.models.ape import APEForImageClassification
@@ -14,44 +17,16 @@ from hf_clipplus.models.ape import APEForImageClassification
 from .card import is_hub_id
 from .few_shot_compare import TITLES, HeadResult
 
-TEMPLATE = """---
-{metadata}
----
-
-# {name}
-
-{title} on frozen CLIP features: {classes} classes, {shots} images per class. Written by the library hf_clipplus from
-what it saw; nobody has checked it.
-
-```python
-import hf_clipplus  # makes the model known to the Auto classes
-from transformers import pipeline
-
-classify = pipeline("image-classification", model={how})
-classify("picture.jpg")
-```
-
-| fact | value |
-| --- | --- |
-| test accuracy | {accuracy:.4f} |
-| protocol | {protocol} |
-| validation accuracy | {validation} |
-| alpha, beta | {alpha}, {beta} |
-| trained values | {trained:,} |
-| values stored beside the text classifier | {stored:,} |
-| class texts (sha256) | {prompts} |
-{warnings}
-The protocol "honest" chooses hyper-parameters on at most four labelled images per class that are neither in the cache
-nor in the test set; "paper" chooses on the whole validation split, as the published code does.
-
-Classes: {names}
-
-Versions: {versions}
-"""
-
 
 def save_few_shot(
-    model: Any, base: APEForImageClassification, processor: Any, folder: Path, result: HeadResult, dataset: str
+    model: Any,
+    base: APEForImageClassification,
+    processor: Any,
+    folder: Path,
+    result: HeadResult,
+    *,
+    dataset: str,
+    template: str,
 ) -> None:
     """Write model (an adapter and its base for APE-T), processor and `README.md`.
 
@@ -62,6 +37,7 @@ def save_few_shot(
         folder: is made.
         result: the row of the table.
         dataset: name for the card.
+        template: text of the card with fields in braces, see `model_cards/ape.md`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     adapter = isinstance(model, PeftModel)
@@ -74,12 +50,38 @@ def save_few_shot(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     config = base.config if adapter else model.config
-    report = config.fit_report or {}
-    text = _card(folder.name, result, dataset, list(config.id2label.values()), report, how, adapter, base)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    report = (model.peft_config["default"] if adapter else config).fit_report or {}
+    facts = _card_facts(folder.name, result, dataset, list(config.id2label.values()), report, how, adapter, base)
+    (folder / "README.md").write_text(template.format(**facts), encoding="utf-8")
 
 
-def _card(
+def push_few_shot(folder: str | Path, hub_model_id: str, *, private: bool | None = None) -> None:
+    """Upload what `save_few_shot` wrote, one commit per repository.
+
+    The base of an APE-T adapter goes to `<hub_model_id>-base`, which the adapter then names as its base.
+    """
+    folder, base_id = Path(folder), f"{hub_model_id}-base"
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "model"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("base"))
+        if (folder / "base").is_dir():
+            _upload(folder / "base", base_id, private)
+            file = copy / "adapter_config.json"
+            config = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps({**config, "base_model_name_or_path": base_id}, indent=2), encoding="utf-8")
+        card = copy / "README.md"
+        text = card.read_text(encoding="utf-8").replace(f'"{folder.name}/base"', f'"{base_id}"')
+        card.write_text(text.replace(f'"{folder.name}"', f'"{hub_model_id}"'), encoding="utf-8")
+        _upload(copy, hub_model_id, private)
+
+
+def _upload(folder: Path, repo_id: str, private: bool | None) -> None:
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a few-shot classifier")
+
+
+def _card_facts(
     name: str,
     result: HeadResult,
     dataset: str,
@@ -88,7 +90,8 @@ def _card(
     how: str,
     adapter: bool,
     base: APEForImageClassification,
-) -> str:
+) -> dict[str, Any]:
+    """The fields of the card's template."""
     source = base.backbone.config.name_or_path
     more = {"base_model": source, "base_model_relation": "adapter"} if is_hub_id(source) else {}
     metadata = ModelCardData(
@@ -110,22 +113,22 @@ def _card(
     )
     versions = {each.__name__: each.__version__ for each in (sys.modules["hf_clipplus"], transformers, torch)}
     warnings = "".join(f"| warning | {each} |\n" for each in report.get("warnings", []))
-    return TEMPLATE.format(
-        metadata=metadata.to_yaml(),
-        name=name,
-        title=TITLES[result.head],
-        classes=len(names),
-        shots="-".join(map(str, sorted(set(report["shots"])))) if "shots" in report else "few",
-        how=how,
-        accuracy=result.accuracy,
-        protocol=result.protocol,
-        validation="not chosen" if result.validation_accuracy is None else f"{result.validation_accuracy:.4f}",
-        alpha=result.alpha,
-        beta=result.beta,
-        trained=result.trained,
-        stored=result.stored,
-        prompts=report.get("prompts_sha256", "not made here"),
-        warnings=warnings,
-        names=", ".join(names),
-        versions=", ".join(f"{key} {value}" for key, value in versions.items()),
-    )
+    return {
+        "metadata": metadata.to_yaml(),
+        "name": name,
+        "title": TITLES[result.head],
+        "classes": len(names),
+        "shots": "-".join(map(str, sorted(set(report["shots"])))) if "shots" in report else "few",
+        "how": how,
+        "accuracy": result.accuracy,
+        "protocol": result.protocol,
+        "validation": "not chosen" if result.validation_accuracy is None else f"{result.validation_accuracy:.4f}",
+        "alpha": result.alpha,
+        "beta": result.beta,
+        "trained": result.trained,
+        "stored": result.stored,
+        "prompts": report.get("prompts_sha256", "not made here"),
+        "warnings": warnings,
+        "names": ", ".join(names),
+        "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
+    }

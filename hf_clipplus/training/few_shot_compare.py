@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_clipplus.models.ape import APEForImageClassification, SearchGrid
 from hf_clipplus.models.ape.checks_ape import row_hashes
+from hf_clipplus.models.ape.processing_ape import prompt_facts
 from hf_clipplus.tuners.ape_t import attach_ape_t
 
 from .few_shot import FeatureRows, ape_t_arguments, tip_f_arguments, train_few_shot
@@ -64,6 +65,7 @@ class HeadResult:
         seconds: fit, training and search.
         alpha, beta: as chosen.
         protocol: "honest" or "paper".
+        prompts_sha256: of the texts of the classes; None where the text classifier was given as features.
     """
 
     head: str
@@ -75,6 +77,7 @@ class HeadResult:
     alpha: float | None
     beta: float | None
     protocol: str
+    prompts_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,9 @@ def compare_heads(
         seconds = time.perf_counter() - started
         with torch.no_grad():
             right = model(image_embeds=data.test[0]).logits.argmax(1) == data.test[1]
-        results.append(HeadResult(head, right.double().mean().item(), seconds=seconds, protocol=protocol, **facts))
+        prompts = prompt_facts(base.config.fit_report).get("prompts_sha256")
+        facts |= {"seconds": seconds, "protocol": protocol, "prompts_sha256": prompts}
+        results.append(HeadResult(head, right.double().mean().item(), **facts))
         models[head] = model
     return results, models
 
@@ -158,11 +163,12 @@ def _fitted(
         options |= {"validation": None, "alpha": settings.tip_alpha, "beta": settings.beta}
     text, names = base.classifier.text_weight, base.classifier.class_names
     model.fit(data.views, data.labels, names, text_weight=text, head=head, **options)
+    model.config.fit_report |= prompt_facts(base.config.fit_report)
     found: dict[str, Any] = dict(model.config.fit_report)
     if head == "tip_f":
         args = tip_f_arguments(num_train_epochs=settings.tip_epochs, seed=settings.seed)
         rows = FeatureRows(data.views, data.labels, settings.seed)
-        found |= train_few_shot(model, rows, validation=data.validation, args=args, grid=grid)
+        found |= train_few_shot(model, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
     stored = sum(each.numel() for each in model.classifier.state_dict().values()) - text.numel()
     return model.eval(), _facts(found, stored)
 
@@ -178,6 +184,7 @@ def _adapted(
     model = APEForImageClassification.from_clip(base.backbone)
     model.config.text_scale = base.config.text_scale
     model.set_classes(base.classifier.class_names, text_weight=base.classifier.text_weight.detach().clone())
+    model.config.fit_report |= prompt_facts(base.config.fit_report)
     options = {"num_channels": settings.ape_t_channels, "alpha": settings.ape_alpha, "beta": settings.beta}
     adapted = attach_ape_t(model, data.views, data.labels, **options)
     args = ape_t_arguments(
@@ -187,7 +194,7 @@ def _adapted(
         seed=settings.seed,
     )
     rows = FeatureRows(data.views, data.labels, settings.seed)
-    found = train_few_shot(adapted, rows, validation=data.validation, args=args, grid=grid)
+    found = train_few_shot(adapted, rows, validation=data.validation, args=args, grid=grid, protocol=protocol)
     layer = adapted.get_base_model().classifier
     stored = sum(each.numel() for name, each in layer.state_dict().items() if name.startswith("ape_t_"))
     return adapted.eval(), _facts(found, stored)

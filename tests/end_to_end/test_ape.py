@@ -10,12 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FRESH = """
-import sys, torch, hf_clipplus
+import sys, hf_clipplus
 from PIL import Image
-from transformers import AutoModelForImageClassification, pipeline
-folder, processor = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(folder)
-classify = pipeline("image-classification", model=model, image_processor=processor)
+from transformers import pipeline
+classify = pipeline("image-classification", model=sys.argv[1])
 print(len(classify(Image.new("RGB", (50, 50), "red"), top_k=100)))
 """
 
@@ -23,32 +21,24 @@ print(len(classify(Image.new("RGB", (50, 50), "red"), top_k=100)))
 def run(script, *arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *map(str, script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
-@pytest.mark.parametrize("head", ["ape", "ape_t"])
-def test_example_and_what_it_saved(head, tmp_path):
-    options = ("--shots", 1, 2, "--seeds", 1, "--views", 2, "--heads", "zero_shot", head, "--save", head)
+def test_example_and_what_it_saved(tmp_path):
+    options = ("--shots", 1, 2, "--seeds", 1, "--views", 2, "--heads", "zero_shot", "ape", "--save", "ape")
     table = run(["examples/train_ape.py"], *options, "--output_dir", tmp_path)
     assert "| zero-shot CLIP |" in table
     rows = json.loads((tmp_path / "results.json").read_text())
     assert len(rows) == 4
     assert {row["protocol"] for row in rows} == {"honest"}
     assert (tmp_path / "accuracy.png").is_file()
-    folder = tmp_path / head
+    folder = tmp_path / "ape"
     assert "protocol | honest" in (folder / "README.md").read_text()
-    weights = {path.name for path in folder.glob("*.safetensors")}
-    assert weights == ({"model.safetensors"} if head == "ape" else {"adapter_model.safetensors"})
-    classes = run(["-c", FRESH], folder, folder / "base" if head == "ape_t" else folder)
-    assert int(classes.split()[-1]) == 24
-    again = run(["examples/train_ape.py"], *options, "--output_dir", tmp_path)  # features from disk, same numbers
-
-    def accuracies(text):
-        return [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| ")]
-
-    assert accuracies(again) == accuracies(table)
+    assert rows[0]["prompts_sha256"] in (folder / "README.md").read_text()
+    assert {path.name for path in folder.glob("*.safetensors")} == {"model.safetensors"}
+    assert run(["-c", FRESH], folder).split()[-1] == "24"
 
 
 def test_benchmark(tmp_path):
@@ -62,4 +52,9 @@ def test_benchmark(tmp_path):
 def test_digits_experiment(tmp_path):
     said = run(["benchmarks/ape_digits.py"], "--quick", "--output", tmp_path)
     assert "C5 holds" in said
-    assert set(json.loads((tmp_path / "results.json").read_text())) == {"1", "4", "16"}
+    (file,) = tmp_path.glob("results-*.json")
+    found = json.loads(file.read_text())
+    assert set(found) == {"1/100", "4/100", "16/100"}
+    del found["4/100"]
+    file.write_text(json.dumps(found))
+    assert run(["benchmarks/ape_digits.py"], "--quick", "--output", tmp_path).count(" done after ") == 1  # goes on

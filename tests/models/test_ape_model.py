@@ -128,8 +128,10 @@ def test_validation_is_kept_apart(world):
     head = APEHead().fit(*support, text, validation=test, protocol="paper")
     assert head.fit_report["protocol"] == "paper"
     order = torch.randperm(len(test[1]))
-    with pytest.raises(ValueError, match="this is the validation set"):
+    with pytest.raises(ValueError, match="200 of these images are of the validation set"):
         head.score(test[0][order], test[1][order])
+    with pytest.raises(ValueError, match="5 of these images are of the validation set"):
+        head.score(test[0][:5], test[1][:5])
     assert head.score(*test, allow_test_selection=True) == pytest.approx(head.fit_report["validation_accuracy"])
 
 

@@ -10,8 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import CLIPConfig, CLIPModel
 
-from hf_clipplus.models.ape.convert_ape import read_ape_t_checkpoint, read_official_cache, read_tensor
+from hf_clipplus import APEForImageClassification
+from hf_clipplus.models.ape.convert_ape import (
+    import_tip_f,
+    read_ape_t_checkpoint,
+    read_official_cache,
+    read_tensor,
+)
+from hf_clipplus.ops.cache_classifier import add_residuals, cache_term
+from hf_clipplus.tuners.ape_t import import_ape_t
 
 C, K, D, Q = 3, 2, 8, 5
 
@@ -74,6 +83,35 @@ class APE_Training(nn.Module):
     assert found["indices"].tolist() == [4, 0, 7, 2, 1]
     assert torch.equal(found["res"], torch.arange(15.0).view(3, 5))
     assert found["value_weights"].shape == (6, 1)
+
+
+def test_published_checkpoints_answer_as_their_formula_does(folder):
+    path, *_ = folder
+    cache = read_official_cache(path, K)
+    found = {"res": torch.randn(C, Q) / 9, "value_weights": torch.rand(C * K, 1), "indices": torch.randperm(D)[:Q]}
+    torch.save(found, path / "APE-T_2shots.pt")
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision, text = {**tower, "image_size": 8, "patch_size": 8}, {**tower, "vocab_size": 10}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=D))
+    model = APEForImageClassification.from_clip(clip)
+    model.config.text_scale = 100.0
+    model.set_classes(["a", "b", "c"], text_weight=cache.text_weight)
+    adapted = import_ape_t(model, cache, path / "APE-T_2shots.pt", alpha=2.0, beta=3.0)
+    queries = F.normalize(torch.randn(4, D), dim=1)
+    texts, keys = add_residuals(cache.text_weight, cache.keys, cache.labels, found["res"], found["indices"])
+    term = cache_term(queries, keys, cache.labels, C, beta=3.0, values=found["value_weights"].squeeze(1))
+    torch.testing.assert_close(adapted(image_embeds=queries).logits, 100 * queries @ texts.T + 2 * term)
+    torch.save({**found, "value_weights": torch.ones(2, 1)}, path / "APE-T_2shots.pt")
+    with pytest.raises(ValueError, match=r"does not fit the cache: {'value_weights': \[2, 1\]}"):
+        import_ape_t(adapted, cache, path / "APE-T_2shots.pt", alpha=2.0, beta=3.0, adapter_name="two")
+    keys = torch.randn(C * K, D)
+    torch.save(keys, path / "best_F_2shots.pt")
+    head = import_tip_f(cache, path / "best_F_2shots.pt", alpha=2.0, beta=3.0)
+    expected = 100 * queries @ cache.text_weight.T + 2 * cache_term(queries, keys, cache.labels, C, beta=3.0)
+    torch.testing.assert_close(torch.from_numpy(head.decision_function(queries)), expected)
+    torch.save(keys[1:], path / "best_F_2shots.pt")
+    with pytest.raises(ValueError, match=r"holds \[5, 8\], expected \[6, 8\]"):
+        import_tip_f(cache, path / "best_F_2shots.pt")
 
 
 def leave_mark(path):

@@ -330,7 +330,7 @@ def train_recorded(model, watched, rows, args, data, grid, monkeypatch):
     monkeypatch.setattr(type(model), "forward", remember)
     monkeypatch.setattr("hf_clipplus.training.few_shot.Trainer", traced_trainer(recorder))
     validation = (data["val_features"], data["val_labels"])
-    report = train_few_shot(model, rows, validation=validation, args=args, grid=grid)
+    report = train_few_shot(model, rows, validation=validation, args=args, grid=grid, protocol="paper")
     return report, recorder, losses
 
 

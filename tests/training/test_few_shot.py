@@ -17,7 +17,7 @@ from hf_clipplus.training.few_shot import (
     tip_f_arguments,
     train_few_shot,
 )
-from hf_clipplus.training.few_shot_compare import ALL_HEADS, FewShotData, compare_heads, comparison_table
+from hf_clipplus.training.few_shot_compare import ALL_HEADS, FewShotData, HeadSettings, compare_heads, comparison_table
 
 
 class ImagesOnly:
@@ -132,6 +132,8 @@ def test_all_heads_in_one_table(model, data):
     assert found["tip"].stored == 12 * 12 + 12
     assert max(row.accuracy for row in rows) > 0.8
     assert {row.protocol for row in rows} == {"honest"}
+    assert models["tip_f"].config.fit_report["protocol"] == "honest"
+    assert models["ape_t"].peft_config["default"].fit_report["protocol"] == "honest"
     assert model.classifier.name == "zero_shot"  # left as it was
     table = comparison_table({4: [rows, rows]})
     assert "protocol: honest" in table
@@ -144,8 +146,14 @@ def test_test_images_never_choose(model, data):
     same = FewShotData(episode.views, episode.labels, episode.test, episode.test)
     with pytest.raises(ValueError, match="validation and test share 90 images"):
         compare_heads(model, same, heads=("tip",), protocol="paper")
-    rows, _ = compare_heads(model, same, heads=("tip",), protocol="paper", allow_test_selection=True)
-    assert rows[0].protocol == "paper"
+    short = HeadSettings(tip_epochs=1, ape_epochs=1)
+    for head in ("tip", "tip_f", "ape_t"):
+        with pytest.raises(ValueError, match="honest protocol chooses on at most"):
+            compare_heads(model, same, heads=(head,), settings=short, allow_test_selection=True)
+        rows, _ = compare_heads(
+            model, same, heads=(head,), settings=short, protocol="paper", allow_test_selection=True
+        )
+        assert rows[0].protocol == "paper"
 
 
 def test_training_that_saturates_is_said(model, data, monkeypatch):

@@ -11,7 +11,7 @@ from peft import AutoPeftModel, PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, CLIPConfig, CLIPModel
 
-from hf_clipplus.models.ape import APEForImageClassification
+from hf_clipplus.models.ape import APEForImageClassification, SearchGrid
 from hf_clipplus.training.few_shot import FeatureRows, ape_t_arguments, train_few_shot
 from hf_clipplus.tuners.ape_t import attach_ape_t, load_ape_t
 from hf_clipplus.tuners.registration import ensure_peft_type
@@ -129,7 +129,7 @@ def test_two_adapters_on_one_base(base, support, pixels, tmp_path):
     model = attach_ape_t(model, support[0][:8], support[1][:8], num_channels=5, adapter_name="two")
     args = ape_t_arguments(num_train_epochs=2, learning_rate=0.05, use_cpu=True)
     rows = FeatureRows(support[0][None], support[1])
-    train_few_shot(model, rows, validation=(support[0].roll(1, 1), support[1]), args=args)
+    train_few_shot(model, rows, validation=(support[0][:8].roll(1, 1), support[1][:8]), args=args)
     model.eval()
     with torch.no_grad():
         second = model(pixels).logits
@@ -144,11 +144,56 @@ def test_two_adapters_on_one_base(base, support, pixels, tmp_path):
         assert torch.equal(model(pixels).logits, first)
 
 
+def test_classes_added_later_leave_the_adapter_alone(base, support, pixels, tmp_path):
+    sun = {"text_weight": F.normalize(torch.ones(1, D), dim=1)}
+    with torch.no_grad():
+        zero_shot = base(pixels).logits
+    model = trained(base, support)
+    with torch.no_grad():
+        before = model(pixels).logits
+    model.save_pretrained(tmp_path / "adapter")
+    model.get_base_model().add_classes(["sun"], **sun)
+    assert model.config.id2label[4] == "sun"
+    with torch.no_grad():
+        after = model(pixels).logits
+        assert after.shape == (5, 5)
+        torch.testing.assert_close(after[:, :C], before)
+        with model.disable_adapter():
+            torch.testing.assert_close(model(pixels).logits[:, :C], zero_shot)
+    fresh = APEForImageClassification.from_pretrained(tmp_path / "base").eval()
+    fresh.add_classes(["sun"], **sun)
+    with torch.no_grad():
+        assert torch.equal(PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()(pixels).logits, after)
+    model.save_pretrained(tmp_path / "again")
+    saved = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert sum(saved[f"base_model.model.classifier.ape_t_{name}"].numel() for name in ("res", "value_weights")) == (
+        C * (Q + K)
+    )
+
+
+def test_the_adapter_says_how_it_was_chosen(base, support, tmp_path):
+    report = trained(base, support).peft_config["default"].fit_report
+    assert (report["protocol"], report["shots"], report["validation_images"]) == ("honest", [K, K], C * K)
+    model = attach_ape_t(base, *support, num_channels=Q, adapter_name="paper")
+    rows, args = FeatureRows(support[0][None], support[1]), ape_t_arguments(num_train_epochs=1, use_cpu=True)
+    many = (torch.cat([support[0].roll(i, 1) for i in (1, 2)]), support[1].repeat(2))
+    with pytest.raises(ValueError, match="at most min\\(shots, 4\\) validation images per class"):
+        train_few_shot(model, rows, validation=many, args=args)
+    with pytest.raises(ValueError, match="validation and support share 12 images"):
+        train_few_shot(model, rows, validation=support, args=args)
+    edge = SearchGrid(betas=[1.0], alphas=[1e-3, 1e4])
+    train_few_shot(model, rows, validation=many, args=args, protocol="paper", grid=edge)
+    model.save_pretrained(tmp_path, selected_adapters=["paper"])
+    stored = json.loads((tmp_path / "paper" / "adapter_config.json").read_text())["fit_report"]
+    assert stored["protocol"] == "paper"
+    assert any("edge of its grid" in each for each in stored["warnings"])
+
+
 def test_training_on_images(base, support, pixels):
     model = attach_ape_t(base, *support, num_channels=Q)
     rows = [{"pixel_values": image, "labels": torch.tensor(i % C)} for i, image in enumerate(pixels)]
     args = ape_t_arguments(num_train_epochs=2, per_device_train_batch_size=2, use_cpu=True)
-    report = train_few_shot(model, rows, validation=support, args=args)
+    report = train_few_shot(model, rows, validation=(support[0].roll(1, 1), support[1]), args=args)
     assert report["trained_parameters"] == C * (Q + K)
     assert model.get_base_model().classifier.ape_t_res["default"].abs().sum() > 0
     assert len(report["validation_accuracies"]) == 2
@@ -176,8 +221,8 @@ def test_what_does_not_fit_is_refused(base, support, tmp_path):
     with pytest.raises(ValueError, match=r"missing or unknown tensors .*value_weights"):
         load_ape_t(fresh, tmp_path / "adapter")
     fresh = APEForImageClassification.from_pretrained(tmp_path / "base")
-    fresh.add_classes(["sun"], text_weight=F.normalize(torch.ones(1, D), dim=1))
-    with pytest.raises(ValueError, match=r"only the base has \['sun'\]"):
+    fresh.set_classes(["sun", *NAMES[1:]], text_weight=fresh.classifier.text_weight)
+    with pytest.raises(ValueError, match=r"only the adapter has \['cat'\], only the base has \['sun'\]"):
         PeftModel.from_pretrained(fresh, tmp_path / "adapter")
     tip = APEForImageClassification.from_pretrained(tmp_path / "base")
     tip.fit(*support, NAMES, text_weight=tip.classifier.text_weight, head="tip")

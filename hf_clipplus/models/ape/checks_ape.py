@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PROTOCOLS = ("honest", "paper")
 NORM_TOLERANCE = 1e-2  # rows normalised in float16 are off by up to 1e-3
 
 
@@ -81,7 +82,47 @@ def check_every_class_has_images(labels: Tensor, class_names: Sequence[str], cla
         )
 
 
-def check_honest_validation(labels: Tensor, support_labels: Tensor, classes: int) -> None:
+def check_validation(
+    queries: Tensor, targets: Tensor, keys: Tensor, labels: Tensor, classes: int, protocol: str
+) -> dict[str, Any]:
+    """What a report says of a validation set that hyper-parameters may be chosen on.
+
+    Args:
+        queries, targets: the validation set, `[V, D]`, `[V]`.
+        keys, labels: the support set, `[N, D]`, `[N]`.
+        classes: C.
+        protocol: "honest" or "paper", see `FewShotHead.fit`.
+
+    Raises:
+        ValueError: unknown protocol, images in both sets, or more images than the honest protocol allows.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
+    hashes = row_hashes(queries)
+    shared = hashes & row_hashes(keys)
+    if shared:
+        raise ValueError(
+            f"validation and support share {len(shared)} images: a cache recognises its own images, so every "
+            "hyper-parameter would look perfect. Keep the sets disjoint."
+        )
+    if protocol == "honest":
+        _check_honest(targets, labels, classes)
+    return {"protocol": protocol, "validation_images": len(queries), "validation_digest": set_digest(hashes)}
+
+
+def edge_warning(name: str, axis: Sequence[float], place: int) -> str | None:
+    """What to say if the best value of a grid's axis is its first or last."""
+    if len(axis) < 2 or 0 < place < len(axis) - 1:
+        return None
+    edge, meaning = (
+        ("lower", "the images hardly help, or the grid starts too high")
+        if place == 0
+        else ("upper", "the best value may lie beyond it: give a grid that reaches further")
+    )
+    return f"{name}={axis[place]:.4g} is the {edge} edge of its grid: {meaning}."
+
+
+def _check_honest(labels: Tensor, support_labels: Tensor, classes: int) -> None:
     """Raises ValueError if a validation set is larger than a few-shot user could have: min(K, 4) images per class."""
     found = torch.bincount(labels, minlength=classes)
     allowed = torch.bincount(support_labels, minlength=classes).clamp(max=4)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from .heads_ape import TipAdapterFHead
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,25 @@ def read_tensor(file: str | Path) -> Tensor:
     if not isinstance(found, Tensor):
         raise ValueError(f"{file} holds {type(found).__name__}, expected a tensor.")
     return found.detach().float()
+
+
+def import_tip_f(cache: OfficialCache, file: str | Path, **settings: Any) -> TipAdapterFHead:
+    """A trained Tip-Adapter-F head from a published `best_F_{K}shots.pt`.
+
+    Args:
+        cache: of `read_official_cache`; the file has the keys alone.
+        file: `[N, D]`.
+        settings: `alpha` and `beta` as searched, `text_scale`.
+
+    Raises:
+        ValueError: the keys are of another number or width than the cache's.
+    """
+    keys = read_tensor(file)
+    if keys.shape != cache.keys.shape:
+        raise ValueError(f"{file} holds {list(keys.shape)}, expected {list(cache.keys.shape)} as in the cache.")
+    head = TipAdapterFHead(**settings).fit(cache.keys, cache.labels, cache.text_weight)
+    head.cache_keys = nn.Parameter(keys, requires_grad=False)
+    return head
 
 
 class _Inert:

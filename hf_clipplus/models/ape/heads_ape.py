@@ -24,14 +24,13 @@ from .checks_ape import (
     as_features,
     as_labels,
     check_every_class_has_images,
-    check_honest_validation,
+    check_validation,
+    edge_warning,
     row_hashes,
     set_digest,
 )
 
 logger = logging.get_logger(__name__)
-
-PROTOCOLS = ("honest", "paper")
 
 
 def logarithmic_axis(first: float, last: float, steps: int) -> list[float]:
@@ -101,6 +100,7 @@ class FewShotHead(nn.Module):
         self.class_names: list[str] = []
         self.fit_report: dict[str, Any] | None = None
         self._answers_are_names = False
+        self._chosen_on: set[bytes] = set()
         self.text_weight = _frozen(torch.zeros(classes, dim))
         self._allocate(classes, dim, cache_size)
 
@@ -154,8 +154,6 @@ class FewShotHead(nn.Module):
         Raises:
             ValueError, TypeError: see `checks_ape`; also when validation and support share images.
         """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
         text = as_features(text_weight, None, "text_weight")
         views = as_features(features, text.shape[1], "features", views=True)
         self.class_names = [str(name) for name in class_names] if class_names is not None else []
@@ -169,7 +167,7 @@ class FewShotHead(nn.Module):
         shots = torch.bincount(labels, minlength=len(text))
         self.fit_report = {
             "head": self.name,
-            "protocol": protocol if validation is not None else "no validation",
+            "protocol": "no validation",
             "shots": [int(shots.min()), int(shots.max())],
             "views": len(views) if views.ndim == 3 else 1,
             "warnings": [],
@@ -178,7 +176,8 @@ class FewShotHead(nn.Module):
         if validation is not None:
             queries = as_features(validation[0], text.shape[1], "validation features")
             targets = as_labels(validation[1], self.class_names, len(text), len(queries), "the validation set")
-            self._check_validation(queries, targets, keys, labels, protocol)
+            self.fit_report |= check_validation(queries, targets, keys, labels, self.classes, protocol)
+            self._chosen_on = row_hashes(queries)
             self.search(queries, targets, grid)
         elif self.searched:
             self._warn(
@@ -208,16 +207,18 @@ class FewShotHead(nn.Module):
         """Share of right answers.
 
         Raises:
-            ValueError: these are the images on which the hyper-parameters were chosen (`allow_test_selection=True`
-                says that you know).
+            ValueError: the hyper-parameters were chosen on some of these images, or, for a head that was loaded, on
+                exactly these (`allow_test_selection=True` says that you know).
         """
         logits = self.decision_function(features)
         rows = as_features(features, self.text_weight.shape[1], "features")
-        chosen_on = (self.fit_report or {}).get("validation_digest")
-        if chosen_on == set_digest(row_hashes(rows)) and not allow_test_selection:
+        hashes = row_hashes(rows)
+        same = (self.fit_report or {}).get("validation_digest") == set_digest(hashes)
+        shared = len(hashes) if same else len(hashes & self._chosen_on)
+        if shared and not allow_test_selection:
             raise ValueError(
-                "this is the validation set, on which the hyper-parameters were chosen: its accuracy is too good. "
-                "Score on other images, or pass allow_test_selection=True."
+                f"{shared} of these images are of the validation set, on which the hyper-parameters were chosen: the "
+                "accuracy would be too good. Score on other images, or pass allow_test_selection=True."
             )
         targets = as_labels(labels, self.class_names, self.classes, len(logits), "the test set")
         return float((logits.argmax(1) == targets.numpy()).mean())
@@ -257,30 +258,13 @@ class FewShotHead(nn.Module):
         if not self.classes:
             raise RuntimeError(f"{type(self).__name__} has no classes yet: call fit first.")
 
-    def _check_validation(self, queries: Tensor, targets: Tensor, keys: Tensor, labels: Tensor, protocol: str) -> None:
-        hashes = row_hashes(queries)
-        shared = hashes & row_hashes(keys)
-        if shared:
-            raise ValueError(
-                f"validation and support share {len(shared)} images: a cache recognises its own images, so every "
-                "hyper-parameter would look perfect. Keep the sets disjoint."
-            )
-        if protocol == "honest":
-            check_honest_validation(targets, labels, self.classes)
-        self.fit_report |= {"validation_images": len(queries), "validation_digest": set_digest(hashes)}
-
     def _choose(self, counts: Tensor, axes: dict[str, Sequence[float]], queries: Tensor) -> None:
         """Take the first maximum of `counts`, whose dimensions are `axes`; warn where alpha ends on an edge."""
         for (name, axis), i in zip(axes.items(), first_maximum(counts), strict=True):
             setattr(self, name, float(axis[i]))
             self.fit_report[name] = float(axis[i])
-            if name == "alpha" and len(axis) > 1 and i in (0, len(axis) - 1):
-                edge, meaning = (
-                    ("lower", "the images hardly help, or the grid starts too high")
-                    if i == 0
-                    else ("upper", "the best value may lie beyond it: give a grid that reaches further")
-                )
-                self._warn(f"alpha={axis[i]:.4g} is the {edge} edge of its grid: {meaning}.")
+            if name == "alpha" and (said := edge_warning(name, axis, i)):
+                self._warn(said)
         self._report(counts.max(), queries)
 
     def _report(self, right: Tensor, queries: Tensor) -> None:

@@ -269,10 +269,7 @@ class APEForImageClassification(APEPreTrainedModel):
             views, augment, batch_size: see `encode_views`.
             settings: of the head: `num_channels`, `channel_weights`, `alpha`, `beta`, `gamma`, `text_scale`, ...
         """
-        texts = None
-        if text_weight is None:
-            texts = class_prompts(class_names, templates, prompts)
-            text_weight = self.encode_classes(texts, self._needed(processor, "the class texts"))
+        text_weight, facts = self._class_texts(class_names, processor, text_weight, templates, prompts)
         if not _is_array(inputs):
             options = {"views": views, "augment": augment, "batch_size": batch_size}
             inputs = self.encode_views(inputs, self._needed(processor, "the images"), **options)
@@ -286,9 +283,7 @@ class APEForImageClassification(APEPreTrainedModel):
         new = HEADS[head](**{"text_scale": self.config.text_scale, **settings})
         options = {"class_names": class_names, "validation": validation, "protocol": protocol, "grid": grid}
         new.fit(inputs, labels, text_weight, **options)
-        if texts is not None:
-            digest = sha256("\n".join("\t".join(group) for group in texts).encode()).hexdigest()
-            new.fit_report |= {"prompts": sum(map(len, texts)), "templates": list(templates), "prompts_sha256": digest}
+        new.fit_report |= facts
         return self.set_head(new)
 
     def set_classes(
@@ -301,11 +296,10 @@ class APEForImageClassification(APEPreTrainedModel):
         prompts: Mapping[str, Sequence[str]] | None = None,
     ) -> "APEForImageClassification":
         """Make the model a zero-shot classifier of these classes: the base of APE-T adapters."""
-        if text_weight is None:
-            groups = class_prompts(class_names, templates, prompts)
-            text_weight = self.encode_classes(groups, self._needed(processor, "the class texts"))
+        text_weight, facts = self._class_texts(class_names, processor, text_weight, templates, prompts)
         new = HEADS["zero_shot"](text_scale=self.config.text_scale)
         new.class_names, new.text_weight = list(class_names), nn.Parameter(text_weight, requires_grad=False)
+        new.fit_report = {"head": "zero_shot", **facts}
         return self.set_head(new)
 
     def set_head(self, head: FewShotHead) -> "APEForImageClassification":
@@ -327,16 +321,39 @@ class APEForImageClassification(APEPreTrainedModel):
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         prompts: Mapping[str, Sequence[str]] | None = None,
     ) -> "APEForImageClassification":
-        """Append classes known by their texts alone; nothing is refitted, the others' logits stay as they are."""
-        if text_weight is None:
-            groups = class_prompts(class_names, templates, prompts)
-            text_weight = self.encode_classes(groups, self._needed(processor, "the class texts"))
-        self.classifier.add_classes(text_weight, class_names)
+        """Append classes known by their texts alone; nothing is refitted, the others' logits stay as they are.
+
+        Also under APE-T adapters, which keep the classes that they were made for.
+        """
+        text_weight, _ = self._class_texts(class_names, processor, text_weight, templates, prompts)
+        self.head.add_classes(text_weight, class_names)
         self._facts_to_config()
         return self
 
+    def _class_texts(
+        self,
+        class_names: Sequence[str],
+        processor: Any,
+        text_weight: Tensor | None,
+        templates: Sequence[str],
+        prompts: Mapping[str, Sequence[str]] | None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The text classifier, made of prompts unless it is given, and what a report says of the prompts."""
+        if text_weight is not None:
+            return text_weight, {}
+        groups = class_prompts(class_names, templates, prompts)
+        text_weight = self.encode_classes(groups, self._needed(processor, "the class texts"))
+        digest = sha256("\n".join("\t".join(group) for group in groups).encode()).hexdigest()
+        facts = {"prompts": sum(map(len, groups)), "templates": list(templates), "prompts_sha256": digest}
+        return text_weight, facts
+
+    @property
+    def head(self) -> FewShotHead:
+        """The head itself, also where an APE-T adapter wraps it."""
+        return self.classifier if isinstance(self.classifier, FewShotHead) else self.classifier.get_base_layer()
+
     def _facts_to_config(self) -> None:
-        head, config = self.classifier, self.config
+        head, config = self.head, self.config
         config.head, config.fit_report = head.name, head.fit_report
         config.cache_size = len(getattr(head, "cache_keys", ()))
         for name in SETTINGS:

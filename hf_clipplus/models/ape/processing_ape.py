@@ -1,6 +1,7 @@
 """Processor of APE: images, and the prompts of classes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
@@ -61,6 +62,11 @@ def class_prompts(
         [template.replace("{}", name.replace("_", " ")) for template in templates] + list(written.get(name, ()))
         for name in names
     ]
+
+
+def prompt_facts(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a `fit_report` says of the prompts; nothing where the text classifier was given as features."""
+    return {key: report[key] for key in ("prompts", "templates", "prompts_sha256") if report and key in report}
 
 
 __all__ = ["APEProcessor"]

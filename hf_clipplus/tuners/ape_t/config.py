@@ -1,6 +1,7 @@
 """Configuration of APE-T."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
@@ -12,7 +13,8 @@ class APETConfig(PeftConfig):
     """Sizes and settings of an APE-T adapter; `attach_ape_t` fills it in.
 
     Args:
-        class_names: the classes of the base model, in order; checked when the adapter is put on a base.
+        class_names: the classes that have residuals, in order; the base's first ones, checked when the adapter is put
+            on a base. Further classes of the base are classified by their texts alone.
         feature_dim: D, width of the joint space.
         num_channels: Q, channels that carry a residual.
         cache_size: N, images in the cache.
@@ -20,10 +22,11 @@ class APETConfig(PeftConfig):
         beta: sharpness of the affinities; likewise.
         channel_weights: (w0, w1) of the text-only criterion that chose the channels.
         decay_to_one: whether weight decay pulls the images' weights to 1 and not, as published, to 0.
+        fit_report: how it was made: shots, protocol, validation accuracy, best epoch, warnings.
         target_modules: the classifier of `APEForImageClassification`.
     """
 
-    class_names: list[str] = field(default_factory=list, metadata={"help": "Classes of the base model, in order."})
+    class_names: list[str] = field(default_factory=list, metadata={"help": "Classes with residuals, in order."})
     feature_dim: int = field(default=0, metadata={"help": "Width of the joint space."})
     num_channels: int = field(default=0, metadata={"help": "Channels that carry a residual."})
     cache_size: int = field(default=0, metadata={"help": "Images in the cache."})
@@ -33,6 +36,7 @@ class APETConfig(PeftConfig):
         default_factory=lambda: [0.2, 0.8], metadata={"help": "Weights of similarity and variance in the criterion."}
     )
     decay_to_one: bool = field(default=False, metadata={"help": "Weight decay pulls the images' weights to 1, not 0."})
+    fit_report: dict[str, Any] = field(default_factory=dict, metadata={"help": "How the adapter was made."})
     target_modules: list[str] | str | None = field(
         default_factory=lambda: ["classifier"], metadata={"help": "Name of the zero-shot classifier."}
     )

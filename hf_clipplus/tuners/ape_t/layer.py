@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -43,23 +44,23 @@ class APETLayer(nn.Module, BaseTunerLayer):
         """Add an adapter: residuals 0, weights 1, an empty cache to be loaded or given by `set_cache`.
 
         Raises:
-            ValueError: the adapter was made for other classes or another width.
+            ValueError: the adapter was made for another width, or for classes that are not the base's first ones.
         """
         base = self.get_base_layer()
         if base.text_weight.shape[1] != config.feature_dim:
             raise ValueError(
                 f"the adapter is for features {config.feature_dim} wide, the base has {base.text_weight.shape[1]}."
             )
-        if list(config.class_names) != list(base.class_names):
+        classes = len(config.class_names)
+        if list(config.class_names) != list(base.class_names[:classes]):
             lost, new = (
                 sorted(set(a) - set(b))[:5]
                 for a, b in ((config.class_names, base.class_names), (base.class_names, config.class_names))
             )
             raise ValueError(
-                f"the adapter is for {len(config.class_names)} classes and the base has {len(base.class_names)}, or "
-                f"their order differs; only the adapter has {lost}, only the base has {new}."
+                f"the adapter is for {classes} classes, which must be the first of the base's "
+                f"{len(base.class_names)}; only the adapter has {lost}, only the base has {new}."
             )
-        classes = base.classes
         start = torch.zeros if config.decay_to_one else torch.ones
         self.ape_t_res[adapter_name] = nn.Parameter(torch.zeros(classes, config.num_channels))
         self.ape_t_value_weights[adapter_name] = nn.Parameter(start(config.cache_size, 1))
@@ -118,12 +119,10 @@ class APETLayer(nn.Module, BaseTunerLayer):
 
     def adapted(self, name: str) -> tuple[Tensor, Tensor]:
         """Text classifier `[C, D]` and keys `[N, D]` with the residuals of an adapter."""
+        text, residuals = self.get_base_layer().text_weight, self.ape_t_res[name]
+        residuals = F.pad(residuals, (0, 0, 0, len(text) - len(residuals)))  # classes added later have none
         return add_residuals(
-            self.get_base_layer().text_weight,
-            self.ape_t_cache_keys[name],
-            self.ape_t_cache_labels[name],
-            self.ape_t_res[name],
-            self.ape_t_indices[name],
+            text, self.ape_t_cache_keys[name], self.ape_t_cache_labels[name], residuals, self.ape_t_indices[name]
         )
 
     def image_weights(self, name: str) -> Tensor:

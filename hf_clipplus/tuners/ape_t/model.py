@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_clipplus.models.ape import APEForImageClassification, ZeroShotHead
 from hf_clipplus.models.ape.checks_ape import as_features, as_labels, check_every_class_has_images
+from hf_clipplus.models.ape.convert_ape import OfficialCache, read_ape_t_checkpoint
 from hf_clipplus.models.ape.heads_ape import default_channels
+from hf_clipplus.models.ape.processing_ape import prompt_facts
 from hf_clipplus.ops.cache_classifier import cache_keys, channel_criterion, select_channels
 
 from .config import APETConfig
@@ -83,7 +86,7 @@ def attach_ape_t(
         adapter_name: under which PEFT knows it.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    head = base.classifier
+    head = base.head
     text, names = head.text_weight.detach(), head.class_names
     rows = as_features(features, text.shape[1], "features", views=True)
     classes = as_labels(labels, names, len(text), rows.shape[-2], "the support set")
@@ -100,6 +103,7 @@ def attach_ape_t(
         beta=beta,
         channel_weights=list(channel_weights),
         decay_to_one=decay_to_one,
+        fit_report=_facts(head, rows, classes),
     )
     if isinstance(model, PeftModel):
         model.add_adapter(adapter_name, config)
@@ -108,6 +112,18 @@ def attach_ape_t(
         model = get_peft_model(model, config, adapter_name=adapter_name)
     model.get_base_model().classifier.set_cache(adapter_name, keys, classes, indices)
     return model
+
+
+def _facts(head: ZeroShotHead, rows: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What the adapter's report says before training: the base's prompts, shots, views, protocol."""
+    counts = torch.bincount(labels, minlength=head.classes)
+    views, shots = len(rows) if rows.ndim == 3 else 1, [int(counts.min()), int(counts.max())]
+    return prompt_facts(head.fit_report) | {
+        "shots": shots,
+        "views": views,
+        "protocol": "no validation",
+        "warnings": [],
+    }
 
 
 def load_ape_t(base: PreTrainedModel, folder: str | Path, adapter_name: str = "default", **kwargs: Any) -> PeftModel:
@@ -122,3 +138,38 @@ def load_ape_t(base: PreTrainedModel, folder: str | Path, adapter_name: str = "d
     if wrong:
         raise ValueError(f"{folder} does not fit: missing or unknown tensors {wrong[:5]}.")
     return model
+
+
+def import_ape_t(
+    model: APEForImageClassification,
+    cache: OfficialCache,
+    file: str | Path,
+    *,
+    alpha: float,
+    beta: float,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """A trained APE-T adapter from a published checkpoint.
+
+    Args:
+        model: zero-shot; its text classifier must be the cache's (`set_classes(..., text_weight=cache.text_weight)`).
+        cache: of `read_official_cache`; the checkpoint has neither keys nor labels.
+        file: `APE-T_{K}shots.pt`, see `read_ape_t_checkpoint`.
+        alpha, beta: as searched; the checkpoint does not have them.
+        adapter_name: under which PEFT knows it.
+
+    Raises:
+        ValueError: the checkpoint is of other classes or another number of images.
+    """
+    found = read_ape_t_checkpoint(file)
+    shapes = {"res": [len(cache.text_weight), len(found["indices"])], "value_weights": [len(cache.keys), 1]}
+    wrong = {name: list(found[name].shape) for name in shapes if list(found[name].shape) != shapes[name]}
+    if wrong:
+        raise ValueError(f"{file} does not fit the cache: {wrong}, expected {shapes}.")
+    options = {"num_channels": len(found["indices"]), "alpha": alpha, "beta": beta, "adapter_name": adapter_name}
+    adapted = attach_ape_t(model, cache.keys, cache.labels, **options)
+    layer = adapted.get_base_model().classifier
+    layer.set_cache(adapter_name, cache.keys, cache.labels, found["indices"])
+    layer.ape_t_res[adapter_name].data.copy_(found["res"])
+    layer.ape_t_value_weights[adapter_name].data.copy_(found["value_weights"])
+    return adapted
