@@ -54,6 +54,18 @@ VARIANTS = (
         recipe="examples/train_fff.py",
         licence="no code and no weights were published",
     ),
+    Variant(
+        id="ape",
+        config="APEConfig",
+        model="APEForImageClassification",
+        processor="APEProcessor",
+        paper="2304.01195",
+        title="APE, APE-T: few-shot classification with refined cache channels (PEFT)",
+        auto_classes=("AutoModel", "AutoModelForImageClassification"),
+        tasks=("image-classification",),
+        recipe="examples/train_ape.py",
+        licence="the published code names no licence; nothing of it is used here",
+    ),
 )
 
 

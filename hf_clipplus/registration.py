@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from .catalogue import VARIANTS
 
 AUTO = "transformers.models.auto"
+TUNERS = ("ape_t",)
 
 
 class LazyClass:
@@ -71,6 +72,7 @@ def register_variants() -> None:
     when_imported(f"{AUTO}.configuration_auto", _register_configs)
     when_imported(f"{AUTO}.modeling_auto", _register_models)
     when_imported(f"{AUTO}.processing_auto", _register_processors)
+    when_imported("peft", _register_tuners)
 
 
 def _register_configs() -> None:
@@ -95,3 +97,8 @@ def _register_processors() -> None:
         config = variant.load(variant.config)
         processor = LazyClass(variant.module_of(variant.processor), variant.processor, config)
         auto.AutoProcessor.register(config, processor, exist_ok=True)
+
+
+def _register_tuners() -> None:
+    for tuner in TUNERS:
+        import_module(f"hf_clipplus.tuners.{tuner}")

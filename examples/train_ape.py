@@ -1,0 +1,145 @@
+"""Few-shot classification on frozen CLIP features: APE, APE-T, Tip-Adapter(-F), GDA, ProKeR, zero-shot in one table.
+
+Without arguments it compares them on the embedded drawings with the embedded encoder. The encoder has seen the
+drawings that shots and validation are drawn from (with captions, not classes), never the test drawings.
+
+    python examples/train_ape.py
+    python examples/train_ape.py --dataset my/folders --model openai/clip-vit-base-patch32 --shots 16 --save ape
+    python examples/train_ape.py --dataset coop:dtd --root data --prompts CuPL_dtd.json --protocol paper
+
+A data set is a folder with class folders (perhaps below train, val and test), `coop:NAME` for one of CoOp's 11 splits
+under --root, or a Hub id with a ClassLabel column.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+from transformers.utils import logging
+
+from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld
+from hf_clipplus.data.few_shot_sources import (
+    LabelledImages,
+    read_class_folders,
+    read_class_sentences,
+    read_coop_dataset,
+    read_hub_dataset,
+)
+from hf_clipplus.evaluation.clipart import CLIPART_TEMPLATES
+from hf_clipplus.evaluation.plot import line_plot
+from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
+from hf_clipplus.training import parse_arguments
+from hf_clipplus.training.few_shot import CacheAugmentation, draw_episode, encode_with_cache
+from hf_clipplus.training.few_shot_card import save_few_shot
+from hf_clipplus.training.few_shot_compare import (
+    ALL_HEADS,
+    TITLES,
+    FewShotData,
+    as_records,
+    compare_heads,
+    comparison_table,
+)
+from hf_clipplus.training.few_shot_recipes import RECIPES, settings_of
+
+EMBEDDED = "openclipart"
+
+
+@dataclass
+class Arguments:
+    """What to compare, on what, and where to."""
+
+    model: str = field(default="examples/checkpoints/clipart-clip", metadata={"help": "CLIP-like folder or Hub id."})
+    dataset: str = field(default=EMBEDDED, metadata={"help": "Folder, coop:NAME, Hub id, or the embedded drawings."})
+    root: str = field(default="data", metadata={"help": "Where CoOp's data sets are."})
+    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Images per class."})
+    seeds: int = field(default=3, metadata={"help": "Episodes; each draws its own images."})
+    heads: list[str] = field(default_factory=lambda: list(ALL_HEADS), metadata={"help": "Heads to compare."})
+    templates: list[str] = field(default_factory=list, metadata={"help": "Prompts with {}; default: the data set's."})
+    prompts: str | None = field(default=None, metadata={"help": "CuPL-like JSON file {class name: [sentence]}."})
+    protocol: str = field(default="honest", metadata={"help": "'honest', or 'paper': the whole val split chooses."})
+    views: int = field(default=10, metadata={"help": "Augmented views per support image."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Features on disk; default: output_dir/features."})
+    save: str | None = field(default=None, metadata={"help": "Save this head (most shots, seed 0) under output_dir."})
+    output_dir: str = field(default="outputs/ape", metadata={"help": "Table, plot, JSON, saved head."})
+
+
+def open_images(args: Arguments, image_size: int) -> LabelledImages:
+    """Images and labels by split; every image that is not for testing may be drawn."""
+    if args.dataset != EMBEDDED:
+        if args.dataset.startswith("coop:"):
+            return read_coop_dataset(args.dataset.removeprefix("coop:"), args.root)
+        folder = Path(args.dataset).is_dir()
+        return read_class_folders(args.dataset) if folder else read_hub_dataset(args.dataset)
+    found = LabelledImages(list(CLASS_NAMES))
+    for name, split in (("train", "train+validation"), ("test", "test")):
+        world = CaptionWorld(split, image_size=image_size, train=False)
+        rows = [row for row in (world[i] for i in range(len(world))) if row["class_name"] is not None]
+        found.images[name] = [row["image"] for row in rows]
+        found.labels[name] = [found.class_names.index(row["class_name"]) for row in rows]
+    return found
+
+
+def main(argv: list[str] | None = None) -> dict[int, list]:
+    (args,) = parse_arguments((Arguments,), __doc__, argv)
+    logging.set_verbosity_error()  # what fit warns of is kept in the JSON
+    output = Path(args.output_dir)
+    base = APEForImageClassification.from_clip(args.model, dtype=torch.float32)
+    processor = APEProcessor.from_pretrained(args.model)
+    images = open_images(args, base.config.backbone_config.vision_config.image_size)
+    recipe = RECIPES.get(args.dataset.removeprefix("coop:"))
+    templates = args.templates or (CLIPART_TEMPLATES if args.dataset == EMBEDDED else ("a photo of a {}.",))
+    templates = args.templates or (recipe.templates if recipe else templates)
+    sentences = read_class_sentences(args.prompts, images.class_names) if args.prompts else None
+    base.set_classes(images.class_names, processor, templates=templates, prompts=sentences)
+
+    pool, labels = list(images.images["train"]), list(images.labels["train"])
+    own_validation = args.protocol == "paper" and "val" in images.images
+    start = len(pool)
+    pool, labels = pool + list(images.images.get("test", [])), labels + list(images.labels.get("test", []))
+    test = list(range(start, len(pool))) or None
+    options = {"cache_dir": args.cache_dir or output / "features"}
+    plain = normalize(encode_with_cache(base, processor, pool, **options)[0], dim=-1)
+    classes = torch.tensor(labels)
+    if own_validation:
+        val = normalize(encode_with_cache(base, processor, images.images["val"], **options)[0], dim=-1)
+    results, grids = {}, None
+    if recipe and args.protocol == "paper":
+        grids = {head: recipe.grid(tip=head.startswith("tip")) for head in ("tip", "tip_f", "ape", "ape_t")}
+    for shots in args.shots:
+        for seed in range(args.seeds):
+            episode = draw_episode(labels, shots, seed=seed, test=test, allow_fewer=True)
+            support = [pool[i] for i in episode.support]
+            views = encode_with_cache(
+                base, processor, support, views=args.views, augment=CacheAugmentation(seed + 1), **options
+            )
+            chosen_on = (val, torch.tensor(images.labels["val"])) if own_validation else tuple(
+                each[episode.validation] for each in (plain, classes)
+            )  # fmt: skip
+            data = FewShotData(
+                views, classes[episode.support], chosen_on, (plain[episode.test], classes[episode.test])
+            )
+            rows, models = compare_heads(
+                base, data, heads=tuple(args.heads), settings=settings_of(recipe, plain.shape[1], seed),
+                protocol=args.protocol, grids=grids,
+            )  # fmt: skip
+            results.setdefault(shots, []).append(rows)
+            if args.save and shots == max(args.shots) and seed == 0:
+                row = next(row for row in rows if row.head == args.save)
+                save_few_shot(models[args.save], base, processor, output / args.save, row, Path(args.dataset).name)
+    table = comparison_table(results)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "table.md").write_text(table)
+    (output / "results.json").write_text(json.dumps(as_records(results), indent=1))
+    lines = {
+        TITLES[head]: [100 * sum(rows[i].accuracy for rows in results[k]) / args.seeds for k in sorted(results)]
+        for i, head in enumerate(args.heads)
+    }
+    line_plot(lines, sorted(results), title="test accuracy, percent", x_label="shots").save(output / "accuracy.png")
+    print(table + f"\ntable, plot and JSON are in {output}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
