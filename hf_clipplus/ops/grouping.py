@@ -1,8 +1,8 @@
 """GroupViT (2202.11094): assigning tokens to groups, merging them, its losses, and what a group is called.
 
-Shapes: B images, M tokens (patches, or the groups of the stage before), G groups, N classes, D width of the joint space.
-Sections are those of the paper; where the published code differs from it, the code is followed and the docstring says so.
-"""  # noqa: E501
+Shapes: B images, M tokens (patches, or groups of the stage before), G groups, N classes, D width of the joint space.
+Sections are those of the paper; where the published code differs, the code is followed and the docstring says so.
+"""
 
 from collections.abc import Sequence
 from math import log
@@ -102,15 +102,22 @@ def clamp_log_scale(log_scale: torch.Tensor) -> torch.Tensor:
     return log_scale.clamp(max=log(MAX_SCALE))
 
 
+def _double(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In float64, where the device has it: at a scale of 100 the logits lose three digits, and float32 has seven."""
+    return tensors if tensors[0].device.type == "mps" else tuple(tensor.double() for tensor in tensors)
+
+
 def image_text_loss(images: torch.Tensor, texts: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """CLIP's loss with a clamped scale (Eq. 7): the mean of both directions, over the batches of all processes.
+
+    Computed in float64, returned in float32.
 
     Args:
         images, texts: `[B, D]`, L2-normalised; text i belongs to image i.
         log_scale: scalar.
     """
     owner = torch.arange(len(images), device=images.device)
-    return softmax_loss(images, texts, owner, clamp_log_scale(log_scale))
+    return softmax_loss(*_double(images, texts), owner, clamp_log_scale(log_scale)).float()
 
 
 def multi_label_loss(
@@ -119,7 +126,8 @@ def multi_label_loss(
     """Loss between images and the K prompts of each (Eq. 8-10), halved over both directions as in the published code.
 
     `L_img = -1/N sum_i 1/K sum_k log p(prompt ik | image i)` over all N K prompts of all processes, equal prompts of
-    other images being negatives too; `L_txt` is the cross entropy of each prompt over the N images.
+    other images being negatives too; `L_txt` is the cross entropy of each prompt over the N images. Computed in
+    float64, returned in float32.
 
     Args:
         images: `[B, D]`, L2-normalised.
@@ -135,15 +143,16 @@ def multi_label_loss(
         raise ValueError(f"multi-label form {form!r} is unknown: choose one of {MULTI_LABEL_FORMS}.")
     if prompts.ndim != 3 or len(prompts) != len(images):
         raise ValueError(f"prompts: expected [{len(images)}, K, D], got {list(prompts.shape)}.")
-    flat, log_scale = prompts.flatten(0, 1), clamp_log_scale(log_scale)
+    images, prompts, log_scale = _double(images, prompts, clamp_log_scale(log_scale))
+    flat = prompts.flatten(0, 1)
     owner = default_owners(len(images), len(flat), images.device)
     loss = softmax_loss(images, flat, owner, log_scale)
     if form == "mean_of_logs":
-        return loss
+        return loss.float()
     # log sum_k p_k - 1/K sum_k log p_k = logsumexp_k z_k - mean_k z_k: the normaliser of p is in neither form's part
-    own = log_scale.float().exp() * torch.einsum("bd,bkd->bk", images.float(), prompts.float())
+    own = log_scale.exp() * torch.einsum("bd,bkd->bk", images, prompts)
     images_per_process = sum(gather_sizes(len(images), images.device)) / world_size()
-    return loss + (own.mean(1) - own.logsumexp(1)).sum() / images_per_process / 2
+    return (loss + (own.mean(1) - own.logsumexp(1)).sum() / images_per_process / 2).float()
 
 
 def group_affinity(
