@@ -20,7 +20,13 @@ def class_colour(index: int) -> tuple[int, int, int]:
 
 
 def segmentation_overlay(
-    image, labels, class_names: Sequence[str], *, opacity: float = 0.55, legend: bool = True, has_background: bool = True
+    image,
+    labels,
+    class_names: Sequence[str],
+    *,
+    opacity: float = 0.55,
+    legend: bool = True,
+    has_background: bool = True,
 ) -> Image.Image:
     """Draw label colours over a picture.
 
@@ -53,9 +59,7 @@ def segmentation_overlay(
     if not legend:
         return drawn
     order = [int(label) for label in present[np.argsort(-counts, kind="stable")]]
-    entries = [
-        (class_names[label], GREY if has_background and label == 0 else class_colour(label)) for label in order
-    ]
+    entries = [(class_names[label], GREY if has_background and label == 0 else class_colour(label)) for label in order]
     return _with_legend(drawn, entries)
 
 

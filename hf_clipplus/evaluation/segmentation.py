@@ -32,7 +32,6 @@ from hf_clipplus.ops.distributed import rank, world_size
 from .confusion import IGNORED, ConfusionMatrix
 
 BACKGROUND = "background"
-SCENE_TEMPLATES = ("a picture of {}.",)
 
 
 class ZeroShotSegmentation:
@@ -118,9 +117,7 @@ class ZeroShotSegmentation:
     def _add(self, model: nn.Module, processor: Any, class_embeds: Tensor, rows: list) -> None:
         images, masks = zip(*((row[self.columns[0]], row[self.columns[1]]) for row in rows), strict=True)
         inputs = processor.segmentation_inputs([load_image(image) for image in images], **self.size)
-        found = model.segment(
-            **inputs, class_embeds=class_embeds, background_threshold=self.threshold, **self.options
-        )
+        found = model.segment(**inputs, class_embeds=class_embeds, background_threshold=self.threshold, **self.options)
         for result, mask in zip(found, masks, strict=True):
             self.matrix.update(result.labels, torch.from_numpy(read_mask(mask)))
 
@@ -154,5 +151,5 @@ def scene_segmentation(
         options: of `ZeroShotSegmentation`.
     """
     world = SceneWorld(split, image_size=image_size, length=length, train=False)
-    options = {"templates": SCENE_TEMPLATES, "name": "scenes", "short_side": image_size} | options
+    options = {"name": "scenes", "short_side": image_size} | options
     return ZeroShotSegmentation(world, CLIPART_CLASSES, background=background, **options)

@@ -92,7 +92,9 @@ class ZeroShotSegmentationPipeline(Pipeline):
     ):
         known = {"mode", "crop_size", "stride", "top_classes", "crops_per_batch"}
         if unknown := options.keys() - known:
-            raise ValueError(f"unknown options {sorted(unknown)}; there are {sorted(known)} and those in the docstring.")
+            raise ValueError(
+                f"unknown options {sorted(unknown)}; there are {sorted(known)} and those in the docstring."
+            )
         preprocess = {"class_names": class_names, "templates": templates, "background": background}
         preprocess |= {"short_side": short_side, "long_side": long_side}
         forward = options | {"output_scores": output_scores, "output_groups": output_groups}

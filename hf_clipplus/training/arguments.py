@@ -150,7 +150,8 @@ class PairDataArguments:
         default=False, metadata={"help": "A caption that stands under two images of a batch is positive for both."}
     )
     image_augmentation: str = field(
-        default="none", metadata={"help": "'none', 'fff' (crop and flip) or 'strong' (also colour, blur, rotation)."}
+        default="none",
+        metadata={"help": "'none', 'fff' (crop and flip), 'strong' (also colour, blur, rotation) or 'groupvit'."},
     )
     word_deletion: float = field(
         default=0.0, metadata={"help": "Share of words that are left out of each caption at random."}

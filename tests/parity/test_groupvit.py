@@ -78,7 +78,9 @@ class Trace:
         for k, stage in enumerate(model.vision_model.encoder.stages):
             self.hooks.append(stage.register_forward_hook(self.stage(k)))
             if stage.group_projector is not None:
-                self.hooks.append(stage.group_projector.register_forward_hook(self.keep(f"stage{k}.group_projector_out")))
+                self.hooks.append(
+                    stage.group_projector.register_forward_hook(self.keep(f"stage{k}.group_projector_out"))
+                )
             if stage.downsample is not None:
                 hook = self.keep(f"stage{k}.projected_group_tokens")
                 self.hooks.append(stage.downsample.pre_assign_attn.register_forward_hook(hook))
@@ -116,7 +118,9 @@ def test_model_eval():
             seen.add(key)
     image = model.get_image_features(t["in.image"])
     text = model.get_text_features(t["in.text"])
-    multi = model.encode_text(t["in.text_multi"].flatten(0, 1), normalize=False).unflatten(0, t["in.text_multi"].shape[:2])
+    multi = model.encode_text(t["in.text_multi"].flatten(0, 1), normalize=False).unflatten(
+        0, t["in.text_multi"].shape[:2]
+    )
     classes = model.class_embeddings(t["in.class_text"])
     found = {
         "image_x": image.pooler_output,
@@ -171,7 +175,12 @@ def test_train_step():
 def test_grouping_block(variant):
     info, t = read("grouping_block")
     facts = info["variants"][variant]
-    names = {"hard": "hard_assignment", "gumbel": "assign_gumbel", "sum_assign": "sum_assign", "assign_eps": "assign_eps"}
+    names = {
+        "hard": "hard_assignment",
+        "gumbel": "assign_gumbel",
+        "sum_assign": "sum_assign",
+        "assign_eps": "assign_eps",
+    }
     groups = facts["num_output_group"]
     config = GroupViTPlusVisionConfig(
         hidden_size=facts["dim"],
@@ -251,7 +260,9 @@ def test_losses_and_model_over_processes(world, tmp_path):
         found = [part["losses"][case] for part in parts]
         for rank, part in enumerate(found):
             for name in ("loss", "multi_label_loss"):
-                assert_close(part[name], t[f"{case}.out.{name}_per_rank"][rank], f"{name} of rank {rank}", **LOSSES_CLOSE)
+                assert_close(
+                    part[name], t[f"{case}.out.{name}_per_rank"][rank], f"{name} of rank {rank}", **LOSSES_CLOSE
+                )
         for name in (key for key in found[0] if key.startswith("grad_")):
             grads = [part[name] for part in found]
             # a rank's own rows hold world x their gradient of the mean; scalars are averaged as DDP does

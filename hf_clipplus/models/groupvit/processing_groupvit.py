@@ -164,7 +164,8 @@ class GroupViTPlusProcessor(ProcessorMixin):
         if not images:
             raise ValueError("segmentation_inputs: there are no pictures.")
         mean, std = (
-            torch.tensor(value).view(3, 1, 1) for value in (self.image_processor.image_mean, self.image_processor.image_std)
+            torch.tensor(value).view(3, 1, 1)
+            for value in (self.image_processor.image_mean, self.image_processor.image_std)
         )
         pixel_values, sizes = [], []
         for number, image in enumerate(images):

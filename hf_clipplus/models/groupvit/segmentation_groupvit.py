@@ -127,7 +127,9 @@ def segment(
 
 def _check(model, pictures, class_embeds, mode, crop_size, stride, target_sizes) -> None:
     if class_embeds.ndim != 2 or not len(class_embeds):
-        raise ValueError(f"class_embeds: expected [classes, D] with at least one class, got {list(class_embeds.shape)}.")
+        raise ValueError(
+            f"class_embeds: expected [classes, D] with at least one class, got {list(class_embeds.shape)}."
+        )
     if class_embeds.shape[1] != model.config.projection_dim:
         raise ValueError(
             f"class_embeds have {class_embeds.shape[1]} dimensions, the model {model.config.projection_dim}: "

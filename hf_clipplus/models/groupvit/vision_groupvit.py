@@ -43,7 +43,11 @@ class GroupViTPlusMLP(nn.Module):
 
     def __init__(self, inputs: int, inner: int, outputs: int, activation: str):
         super().__init__()
-        self.fc1, self.activation_fn, self.fc2 = nn.Linear(inputs, inner), ACT2FN[activation], nn.Linear(inner, outputs)
+        self.fc1, self.activation_fn, self.fc2 = (
+            nn.Linear(inputs, inner),
+            ACT2FN[activation],
+            nn.Linear(inner, outputs),
+        )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
