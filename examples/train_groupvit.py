@@ -1,7 +1,7 @@
 """Train GroupViT (2202.11094): an image encoder that groups patches into segments, learned from captions alone.
 
-Works with `python`, `torchrun` and `accelerate launch`. Without arguments it trains a tiny model on the embedded scenes
-(several drawings in a picture; their masks are only evaluated on). A run that was stopped goes on from its last
+Works with `python`, `torchrun` and `accelerate launch`. Without arguments it trains a tiny model on the embedded
+scenes (several drawings in a picture; their masks are only evaluated on). A run that was stopped goes on from its last
 complete checkpoint when started again with the same output_dir.
 
     python examples/train_groupvit.py

@@ -63,7 +63,7 @@ def nltk_tagger() -> Tagger:
     except (ImportError, LookupError) as error:
         raise ImportError(
             "tagging with NLTK needs `pip install nltk` and its data: `python -m nltk.downloader punkt_tab "
-            "averaged_perceptron_tagger_eng`. Or use spacy_tagger, a tagger of your own, or a column `nouns` or `tags`."
+            "averaged_perceptron_tagger_eng`. Or use spacy_tagger, a tagger of your own, or a column `nouns`/`tags`."
         ) from error
     return lambda caption: nltk.pos_tag(nltk.word_tokenize(caption))
 

@@ -76,7 +76,7 @@ class ConfusionMatrix:
         return self.counts.diagonal().double() / self.counts.sum(1)
 
     def compute(self) -> dict[str, float]:
-        """`mIoU` (mean over the classes that occur), `mean_accuracy`, `pixel_accuracy`; NaN when nothing was counted."""
+        """`mIoU` (mean over classes that occur), `mean_accuracy`, `pixel_accuracy`; NaN when nothing was counted."""
         return {
             "mIoU": self.iou_per_class().nanmean().item(),
             "mean_accuracy": self.accuracy_per_class().nanmean().item(),

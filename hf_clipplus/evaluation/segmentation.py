@@ -126,7 +126,7 @@ def chance_levels(matrix: ConfusionMatrix) -> dict[str, float]:
     """Expected mean IoU, over the classes in the truth, of two predictions that look at no picture.
 
     Returns:
-        `chance_mIoU`: every pixel one of the classes at random; `chance_mIoU_one_class`: one class everywhere, the best.
+        `chance_mIoU`: every pixel one of the classes at random; `chance_mIoU_one_class`: the best class everywhere.
     """
     share = matrix.counts.sum(1).double() / matrix.counts.sum()
     share = share[share > 0]

@@ -35,8 +35,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
     lr_schedule: str | None = field(
         default=None,
         metadata={
-            "help": "'groupvit': the published one, a cosine over all steps whose first warmup_steps are replaced by a "
-            "linear warm-up, ending at 1/40 of learning_rate. None: lr_scheduler_type."
+            "help": "'groupvit': the published one, a cosine over all steps whose first warmup_steps are replaced by "
+            "a linear warm-up, ending at 1/40 of learning_rate. None: lr_scheduler_type."
         },
     )
     bias_init: str = field(

@@ -38,8 +38,14 @@ def model_step(rows: slice, world: int, form: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {
-        **{"hidden_size": 16, "num_attention_heads": 2, "depths": [1, 1], "num_group_tokens": [4, 0]},
-        **{"num_output_groups": [3], "image_size": 16, "patch_size": 8, "drop_path_rate": 0.0},
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "depths": [1, 1],
+        "num_group_tokens": [4, 0],
+        "num_output_groups": [3],
+        "image_size": 16,
+        "patch_size": 8,
+        "drop_path_rate": 0.0,
     }
     ids = {"vocab_size": 30, "max_position_embeddings": 6, "eos_token_id": 29, "bos_token_id": 28, "pad_token_id": 0}
     config = GroupViTPlusConfig(

@@ -196,7 +196,7 @@ class GroupViTPlusModel(DualEncoderModel):
         """First public step: inputs to embeddings. Either side may be left out.
 
         Args:
-            input_ids: `[C, L]`, or `[B, 1 + K, L]` with K prompts after each caption. One call projects all of them, so
+            input_ids: `[C, L]`, or `[B, 1 + K, L]` with K prompts after each caption. One call projects all, so
                 that in training they share the batch statistics.
             gumbel_noise, generator, output_assignments: see `GroupViTPlusVisionModel.forward`.
         """
@@ -344,7 +344,7 @@ class GroupViTPlusModel(DualEncoderModel):
 
     @torch.no_grad()
     def set_image_size(self, image_size: int) -> None:
-        """Change the training size: the position embedding is stretched for good, as it is on the fly for one image."""
+        """Change the training size: the position embedding is stretched for good, as on the fly for one image."""
         config, embeddings = self.config.vision_config, self.vision_model.embeddings
         side = image_size // config.patch_size
         embeddings.position_embeddings = nn.Parameter(embeddings.positions(side, side).clone())

@@ -56,7 +56,7 @@ def background_threshold(value: str | float | None) -> float | None:
     if isinstance(value, str):
         if value not in BACKGROUND_THRESHOLDS:
             raise ValueError(
-                f"background threshold {value!r} is unknown: choose one of {sorted(BACKGROUND_THRESHOLDS)} or a number."
+                f"background threshold {value!r} is unknown: choose {sorted(BACKGROUND_THRESHOLDS)} or a number."
             )
         return BACKGROUND_THRESHOLDS[value]
     if not 0 <= value <= 1:

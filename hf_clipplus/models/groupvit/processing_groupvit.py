@@ -40,8 +40,8 @@ class GroupViTPlusProcessor(ProcessorMixin):
     """An image processor with ImageNet's mean and standard deviation, and CLIP's tokenizer.
 
     Texts are cleaned as in the published code (HTML entities, blanks; mojibake too when the package `ftfy` is there),
-    lower-cased by the tokenizer, padded with 0 to the longest of the batch (`padding="max_length"`: to the context) and
-    cut at the context length, the end token kept.
+    lower-cased by the tokenizer, padded with 0 to the longest of the batch (`padding="max_length"`: to the context)
+    and cut at the context length, the end token kept.
 
     Example:
 
@@ -60,7 +60,7 @@ class GroupViTPlusProcessor(ProcessorMixin):
 
     @classmethod
     def from_tokenizer(cls, tokenizer, *, image_size: int = 224) -> "GroupViTPlusProcessor":
-        """A processor with the published image protocol: short side 256/224 of the crop, bilinear, ImageNet statistics.
+        """A processor with the published image protocol: short side 256/224 of the crop, bilinear, ImageNet's mean.
 
         Args:
             tokenizer: a CLIP tokenizer.
@@ -132,7 +132,7 @@ class GroupViTPlusProcessor(ProcessorMixin):
     def class_inputs(
         self, class_names: Sequence[str], templates: Sequence[str] = SEGMENTATION_TEMPLATES
     ) -> dict[str, torch.Tensor]:
-        """The prompts of classes, for `model.class_embeddings`: `input_ids`, `attention_mask` `[classes, templates, L]`.
+        """Prompts of classes, for `model.class_embeddings`: `input_ids`, `attention_mask` `[classes, templates, L]`.
 
         Args:
             class_names: distinct and not blank; foreground classes only. Presets: `CLASS_NAMES`.

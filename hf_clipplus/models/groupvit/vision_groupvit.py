@@ -134,7 +134,7 @@ class GroupViTPlusPreAssign(nn.Module):
 
 
 class GroupViTPlusAssign(nn.Module):
-    """Assigns tokens to groups with one head and merges their values (sections 4 to 6 of the spec's grouping block)."""
+    """Assigns tokens to groups with one head and merges their values (Eq. 2-5)."""
 
     def __init__(self, config: GroupViTPlusVisionConfig, width: int):
         super().__init__()
