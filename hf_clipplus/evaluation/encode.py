@@ -71,6 +71,7 @@ def encode_texts(
     batch_size: int = 256,
     autocast_dtype: torch.dtype | None = None,
     progress: bool = False,
+    normalized: bool = True,
 ) -> Tensor:
     """Embeddings of all texts, in their order; like `encode_images`, for `encode_text` or `get_text_features`.
 
@@ -78,7 +79,7 @@ def encode_texts(
     tokenizes with its processor's own defaults.
 
     Returns:
-        [texts, dim] float32 on the CPU, L2-normalised.
+        [texts, dim] float32 on the CPU, L2-normalised unless `normalized=False`.
 
     Raises:
         TypeError: the model has neither method, or a text is no string.
@@ -110,7 +111,7 @@ def encode_texts(
         cut += inputs.get("truncated_captions", sum(bool(encoding.overflowing) for encoding in encodings))
         return forward(_to_model(inputs, model))
 
-    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress)
+    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress, normalized)
     if cut:
         logger.warning(f"{cut} of the {len(embeds)} texts were longer than the model's context and were cut.")
     return embeds
@@ -140,6 +141,7 @@ def _encode(
     batch_size: int,
     autocast_dtype: torch.dtype | None,
     progress: bool,
+    normalized: bool = True,
 ) -> Tensor:
     device = next(model.parameters()).device
     share, length = _own_share(items)
@@ -150,7 +152,8 @@ def _encode(
         tqdm(total=length, desc=f"encoding {what}", disable=not progress or rank() > 0) as bar,
     ):
         while batch := list(islice(share, batch_size)):
-            parts.append(normalize(encode(batch).float(), dim=-1).cpu())
+            embeds = encode(batch).float()
+            parts.append((normalize(embeds, dim=-1) if normalized else embeds).cpu())
             bar.update(len(batch))
     embeds = _gather_in_order(torch.cat(parts) if parts else torch.zeros(0, 0), device)
     if not len(embeds):
