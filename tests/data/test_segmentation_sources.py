@@ -1,4 +1,4 @@
-"""Folders in the published layouts of VOC, Pascal Context and COCO-Stuff, written here, and augmentation of GroupViT."""
+"""Folders in the published layouts of VOC, Pascal Context and COCO-Stuff, written here; GroupViT's augmentation."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def test_transformers_there_and_back(saved, capsys):
 
 
 def test_nothing_is_missing_or_left_over_in_silence(saved):
-    model, folder = saved
+    _, folder = saved
     main(["to-official", str(folder / "ours"), str(folder / "whole.pth")])
     state = torch.load(folder / "whole.pth", weights_only=True)["model"]
     heads = {"vision": {"num_attention_heads": 4}, "text": {"num_attention_heads": 4}}

@@ -1,4 +1,4 @@
-"""GroupViT's model, processor and pipeline on tiny random weights: sizes, batches, bad input, precision, save and load."""
+"""GroupViT's model, processor and pipeline on tiny random weights: sizes, batches, bad input, save and load."""
 
 import numpy as np
 import pytest
