@@ -5,7 +5,7 @@ are made of digits that no training image holds. Raw captions are noisy, five ps
 weak captioner, and most training images are near-duplicates of another one. Every arm trains the same towers from the
 same start on the same batches, with the losses and the mining of `hf_clipplus.ops`.
 
-    python benchmarks/fff_digits.py            # the whole experiment, default 5 seeds
+    python benchmarks/fff_digits.py            # the whole experiment, default 5 seeds; goes on where it was stopped
     python benchmarks/fff_digits.py --quick    # one seed of the main table
 """
 
@@ -406,8 +406,11 @@ def main() -> None:
     plan = [(MAIN[0], ARMS)] if args.quick else [(s, ARMS) for s in MAIN] + [(s, SWEEP_ARMS) for s in SWEEPS]
     started, results = time.perf_counter(), []
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    done = json.loads(args.output.read_text()) if args.output.exists() else {"seeds": None}
+    known = done["results"] if done["seeds"] == seeds else []
     for setting, arms in plan:
-        result = run_setting(setting, arms, seeds)
+        result = next((result for result in known if result["setting"] == asdict(setting)), None)
+        result = result or run_setting(setting, arms, seeds)
         results.append(result | {"fff_minus": differences(result), "verdict": verdict(result)})
         print(table(result), flush=True)
         args.output.write_text(json.dumps({"seeds": seeds, "chance": 1.0, "results": results}, indent=1))

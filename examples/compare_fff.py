@@ -4,13 +4,14 @@
     python examples/compare_fff.py --arms clip_raw fff --seeds 0     # what `make demo` trains
 
 Every arm trains the same tiny towers from nothing for the same minutes; the number of steps follows from the time of a
-step on this machine. Text queries are clean names that no arm saw with the held-out drawings.
+step on this machine, or is given by --steps. Text queries are clean captions (folder, name, keywords) that no arm saw,
+and the names alone. A run that is on disk with the same settings is not trained again, so that an interrupted
+comparison goes on, and two commands with different --seeds and one --output_dir share the work.
 """
 
 import copy
 import itertools
 import json
-import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +23,27 @@ from hf_clipplus.data.clipart import CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.sources import IndexedRows
-from hf_clipplus.evaluation.clipart import clipart_evaluators
-from hf_clipplus.models.fff import FFFModel, FFFProcessor
+from hf_clipplus.evaluation.clipart import clipart_scores
+from hf_clipplus.evaluation.tables import runs_table
+from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.build import captions_of, choose_bias
-from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
+from hf_clipplus.training.callbacks import StepClock
+from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
 PSEUDO_CAPTIONS = 3
 TRIAL_STEPS = 30
 WORD_DELETION = 0.3  # in every arm; held-out names are new words, so a caption must be read by its other words too
 # strict on purpose: a tiny model's cosines drift while it trains, and looser thresholds mined a fifth of all pairs
 MINING_THRESHOLDS = {"p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
-METRICS = ("text_to_image_R@1", "text_to_image_R@5", "text_to_image_R@10", "image_to_text_R@10", "top1")
+METRICS = {
+    "text->image R@1": "text_to_image_R@1",
+    "R@5": "text_to_image_R@5",
+    "R@10": "text_to_image_R@10",
+    "R@10, names": "name_text_to_image_R@10",
+    "image->text R@10": "image_to_text_R@10",
+    "zero-shot top-1": "top1",
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +76,27 @@ class CompareArguments:
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
     batch_size: int = field(default=64, metadata={"help": "Images of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
-    split: str = field(
-        default="test", metadata={"help": "Held-out drawings: 'test', or 'validation' to choose settings."}
+    workers: int = field(
+        default=1, metadata={"help": "Processes that compose batches; 0 does it in between the steps."}
     )
+    split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
     output_dir: str = field(default="outputs/compare_fff", metadata={"help": "Models, results.json and table.md."})
 
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+    """The scores of one arm on the held-out drawings, read from `output_dir/<arm>-<seed>` if they are there."""
+    record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "workers", "output_dir")
+    }
+    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
+        return found["scores"]
+    scores = train_arm(name, seed, args)
+    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
+    return scores
+
+
+def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """Train one arm, save it under `output_dir/<arm>-<seed>`, and return its scores on the held-out drawings."""
     arm = ARMS[name]
     set_seed(seed)
@@ -80,18 +104,19 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     world = CaptionWorld(
         "train" if args.split == "validation" else "train+validation", image_size=side, captions=PSEUDO_CAPTIONS
     )
-    fixed = CaptionWorld(world.drawings, image_size=16, train=False)
-    texts = captions_of(fixed[index] for index in range(len(fixed)))
-    tokenizer = train_tokenizer(texts, vocab_size=4000, context=SIZES["tiny"]["context"])
+    plain = CaptionWorld(world.drawings, image_size=side, train=False)
+    plain = [plain[index] for index in range(len(plain))]
+    tokenizer = train_tokenizer(captions_of(plain), vocab_size=4000, context=SIZES["tiny"]["context"])
     model, processor = build_fff(
         "tiny", tokenizer, contrastive_loss=arm.loss, captions_per_image=PSEUDO_CAPTIONS, **_settings(arm)
     )
+    whiten_patches(model, processor, (row["image"] for row in plain))
     rows = IndexedRows(world)
     collator = ContrastiveCollator(
         processor,
         mode=arm.captions,
         captions_per_image=PSEUDO_CAPTIONS,
-        augment_image=image_augmentation("fff"),
+        augment_image=image_augmentation("fff", size=side),
         augment_text=RandomWordDeletion(WORD_DELETION),
         equal_texts_are_positive=arm.mining,
         seed=seed,
@@ -113,6 +138,8 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
             logging_steps=max(1, steps // 10),
             save_strategy="no",
             dataloader_drop_last=True,
+            dataloader_num_workers=args.workers,
+            dataloader_persistent_workers=args.workers > 0,
             seed=seed,
         )
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=collator.report)
@@ -122,9 +149,9 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     trainer = trainer_of(model, steps)
     start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
+    minutes = (time.perf_counter() - start) / 60
     trainer.save_model()
-    return evaluate(model, processor, args.split, side) | {"steps": steps, "seconds": seconds}
+    return clipart_scores(model, processor, args.split) | {"steps": steps, "minutes": minutes}
 
 
 def _settings(arm: Arm) -> dict:
@@ -138,38 +165,17 @@ def _settings(arm: Arm) -> dict:
 def step_seconds(trial: ContrastiveTrainer, rows: IndexedRows) -> float:
     """Time of a training step, from a short run on a copy of the model."""
     _ = [rows[i] for i in range(len(rows))]  # the first look at a drawing scales it, later ones are quick
-    start = time.perf_counter()
+    clock = StepClock()
+    trial.add_callback(clock)
     trial.train()
-    return (time.perf_counter() - start) / TRIAL_STEPS
-
-
-def evaluate(model: FFFModel, processor: FFFProcessor, split: str, image_size: int) -> dict[str, float]:
-    """Both evaluators' scores, and the chance levels, on held-out drawings."""
-    found = {}
-    for evaluator in clipart_evaluators(split, image_size=image_size):
-        found |= evaluator(model, processor)
-    return found
+    return clock.seconds()
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: a row per arm with mean and standard deviation in percent, and the chance level last."""
-    heads = ["text->image R@1", "R@5", "R@10", "image->text R@10", "zero-shot top-1", "steps", "minutes"]
-    lines = ["| arm | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
-    for name, runs in scores.items():
-        cells = [_cell([100 * run[metric] for run in runs]) for metric in METRICS]
-        cells += [
-            f"{statistics.mean(r['steps'] for r in runs):.0f}",
-            f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}",
-        ]
-        lines.append(f"| {ARMS[name].label} | " + " | ".join(cells) + " |")
-    some = next(iter(scores.values()))[0]
-    lines.append("| chance | " + " | ".join(f"{100 * some[f'chance_{metric}']:.1f}" for metric in METRICS) + " | | |")
-    return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return runs_table(
+        {ARMS[name].label: runs for name, runs in scores.items()}, METRICS, {"steps": "steps", "minutes": "minutes"}
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:

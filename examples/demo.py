@@ -50,7 +50,7 @@ def gallery(folder: Path, output: Path) -> None:
     model_side, shown_side = model.config.vision_config.image_size, 112
     seen, shown = (CaptionWorld(drawings, image_size=side, train=False) for side in (model_side, shown_side))
     images = [seen[index]["image"] for index in range(len(seen))]
-    texts = [query_captions(drawing)[0] for drawing in drawings]
+    texts = [query_captions(drawing)[1] for drawing in drawings]
     queries = range(7, len(drawings), len(drawings) // 8)
     picture = retrieval_gallery(
         [shown[index]["image"] for index in range(len(shown))],

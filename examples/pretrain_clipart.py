@@ -28,7 +28,7 @@ from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.seeding import item_generator
 from hf_clipplus.data.sources import IndexedRows
-from hf_clipplus.evaluation.clipart import clipart_evaluators
+from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
 from hf_clipplus.training.build import captions_of, checkpoint_to_resume
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
@@ -102,14 +102,6 @@ def export(folder: Path, trainer: ContrastiveTrainer, metrics: dict[str, float],
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
-def score(model: torch.nn.Module, processor, split: str) -> dict[str, float]:
-    """Zero-shot and retrieval scores on one split."""
-    found = {}
-    for evaluator in clipart_evaluators(split, image_size=model.config.vision_config.image_size):
-        found |= evaluator(model, processor)
-    return found
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, args = parse_arguments((PretrainArguments, TrainingArguments), __doc__, argv)
     set_seed(args.seed)
@@ -174,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             AutoModel.from_pretrained(folder, dtype=torch.float32),
             AutoProcessor.from_pretrained(folder),
         )
-        export(folder, trainer, score(saved.eval(), saved_processor, "test"), facts)
+        export(folder, trainer, clipart_scores(saved.eval(), saved_processor), facts)
     return trainer.evaluate()
 
 

@@ -38,6 +38,7 @@ VALIDATION_SALT = (
 SCALES = (0.6, 1.0)  # longest side of a drawing over the picture's side, train mode
 EVAL_SCALE = 0.9
 GRADIENT_RATE = 0.5
+KEPT_SIDE = 96  # plain pictures up to this side are kept, at most 60 MB
 # Drawings that only show a renderer's "Linked Image Not Found": kept as the noise they are, but of no class.
 BROKEN = frozenset(
     ("animals/birds/duck_yellow_ii_kurt_cagl_", "computer/tux_didier_fabert_01")
@@ -250,6 +251,7 @@ class CaptionWorld(SeededWorld):
         self.image_size = image_size
         self.captions = captions
         self.plain_share = plain_share
+        self._kept: dict[int, np.ndarray] = {}  # plain pictures by drawing: most of an epoch shows them again
 
     def __len__(self) -> int:
         return len(self.drawings)
@@ -283,9 +285,14 @@ class CaptionWorld(SeededWorld):
         return picture
 
     def _eval_image(self, drawing: Drawing) -> np.ndarray:
+        if (kept := self._kept.get(drawing.index)) is not None:
+            return kept
         size = self.image_size
         background = 0 if drawing.shows_on_white else int(drawing.visibility.argmax())
         picture = canvas.plain(size, canvas.BACKGROUND_RGB[background])
         sprite = canvas.scaled(drawing.mips, max(1, round(size * EVAL_SCALE)))
         canvas.paste(picture, sprite, (size - sprite.shape[1]) // 2, (size - sprite.shape[0]) // 2)
+        if size <= KEPT_SIDE:
+            picture.flags.writeable = False
+            self._kept[drawing.index] = picture
         return picture

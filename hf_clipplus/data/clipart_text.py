@@ -271,18 +271,21 @@ def plural(noun: str) -> str:
 
 
 def query_captions(drawing) -> list[str]:
-    """The fixed, clean captions that evaluations ask with; no training caption has exactly the third form.
+    """The fixed, clean captions that evaluations ask with: the name alone, and all that is known of the drawing.
+
+    No training caption has exactly the second form.
 
     Args:
         drawing: anything with `name`, `keywords` and `category`, e.g. a `Drawing`.
 
     Returns:
-        "tiger", "a drawing of a tiger" and, where there are keywords, "tiger, big cat, feline".
+        "tiger" and "a big cat: tiger (stripes, zoo, wild)": the noun of the folder, the name, up to three keywords.
     """
-    queries = [drawing.name, f"a drawing of {with_article(drawing.name)}"]
+    name, noun = drawing.name, CATEGORY_NOUNS.get(drawing.category)
+    full = f"{with_article(noun)}: {name}" if noun and noun not in name else name
     if drawing.keywords:
-        queries.append(", ".join((drawing.name, *drawing.keywords[:3])))
-    return queries
+        full += f" ({', '.join(drawing.keywords[:3])})"
+    return [name, full]
 
 
 def _candidates(drawing, rng: np.random.Generator | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The two evaluators on the embedded Open Clip Art drawings, so that every evaluation runs without a download.
+"""The evaluators on the embedded Open Clip Art drawings, so that every evaluation runs without a download.
 
 Example::
 
@@ -7,6 +7,8 @@ Example::
 """
 
 from typing import Any
+
+import torch
 
 from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld, load_drawings, query_captions
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
@@ -17,8 +19,11 @@ CLIPART_TEMPLATES = ("a drawing of a {}", "clip art of a {}", "a picture of a {}
 
 def clipart_evaluators(
     split: str = "test", *, image_size: int = 64, **options: Any
-) -> tuple[ZeroShotClassification, RetrievalEvaluator]:
+) -> tuple[ZeroShotClassification, RetrievalEvaluator, RetrievalEvaluator]:
     """Zero-shot classification of the drawings that have a class, and retrieval of all drawings by clean captions.
+
+    The captions of the first retrieval say all that is known of a drawing, those of the second only its name (half of
+    the test drawings' names hold no word that the train drawings know). See `query_captions`.
 
     Args:
         split: see `load_drawings`; "test" is never trained on.
@@ -28,11 +33,26 @@ def clipart_evaluators(
     drawings = load_drawings(split)
     world = CaptionWorld(drawings, image_size=image_size, train=False)
     rows = [
-        {"image": row["image"], "label": row["class_name"], "captions": query_captions(drawing)}
+        {"image": row["image"], "label": row["class_name"]}
+        | dict(zip(("name", "caption"), query_captions(drawing), strict=True))
         for row, drawing in zip((world[index] for index in range(len(world))), drawings, strict=True)
     ]
     labelled = [row for row in rows if row["label"] is not None]
     return (
         ZeroShotClassification(labelled, CLASS_NAMES, CLIPART_TEMPLATES, name="clipart_zero_shot", **options),
-        RetrievalEvaluator(rows, name="clipart_retrieval", **options),
+        RetrievalEvaluator(rows, "caption", name="clipart_retrieval", **options),
+        RetrievalEvaluator(rows, "name", name="clipart_retrieval_by_name", **options),
     )
+
+
+def clipart_scores(model: torch.nn.Module, processor: Any, split: str = "test") -> dict[str, float]:
+    """What the evaluators say of a model, with the chance levels, at the image size that it was made for.
+
+    The metrics of the retrieval by name begin with `name_`.
+    """
+    zero_shot, retrieval, by_name = clipart_evaluators(split, image_size=model.config.vision_config.image_size)
+    found = zero_shot(model, processor) | retrieval(model, processor)
+    for key, value in by_name(model, processor).items():
+        prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
+        found[f"{prefix}name_{metric}"] = value
+    return found

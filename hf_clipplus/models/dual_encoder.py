@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .text_buckets import encode_in_buckets, text_lengths
 
 logger = logging.get_logger(__name__)
 
@@ -162,8 +163,11 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True, **kwargs
     ) -> torch.Tensor:
-        """Text embeddings `[C, D]`, L2-normalised unless told otherwise."""
-        embeds = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
+        """Text embeddings `[C, D]`, L2-normalised unless told otherwise; a CLIP tower never reads padding (exact)."""
+        if kwargs or not self._can_trim_texts(input_ids):
+            embeds = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
+        else:
+            embeds = self._trimmed_text_embeds(input_ids, attention_mask)
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def embed(
@@ -175,12 +179,21 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> DualEncoderEmbeddings:
-        """First public step: inputs to embeddings. Either side may be left out."""
+        """First public step: inputs to embeddings. Either side may be left out.
+
+        In training, a CLIP text tower encodes texts in groups of like length (`text_buckets`): the embeddings are the
+        same, at the cost of the tokens that are there, and `text_model_output` is left out. Asking for any
+        `output_...`, or `eval()`, gives it.
+        """
         found = DualEncoderEmbeddings()
         if pixel_values is not None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             found["vision_model_output"], found["image_embeds"] = vision, F.normalize(vision.pooler_output, dim=-1)
-        if input_ids is not None:
+        if input_ids is not None and self.training and not kwargs and self._can_trim_texts(input_ids):
+            found["text_embeds"] = F.normalize(
+                self._trimmed_text_embeds(input_ids, attention_mask, position_ids), dim=-1
+            )
+        elif input_ids is not None:
             text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
             found["text_model_output"], found["text_embeds"] = text, F.normalize(text.pooler_output, dim=-1)
         return found
@@ -193,6 +206,23 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     def clamp_logit_scale(self, maximum: float = 100.0) -> None:
         """Keep the inverse temperature in [1, maximum] (CLIP's habit); called after every optimizer step."""
         self.logit_scale.clamp_(0.0, float(torch.tensor(maximum).log()))
+
+    def _can_trim_texts(self, input_ids: torch.Tensor) -> bool:
+        """Whether the tower pools at the end token under a causal mask, and nobody wants what stands behind it."""
+        text = self.config.text_config
+        wanted = self.config.output_hidden_states or self.config.output_attentions or text.output_attentions
+        ready = input_ids.ndim == 2 and len(input_ids) > 0 and not torch.compiler.is_compiling()
+        return text.model_type == "clip_text_model" and ready and not (wanted or text.output_hidden_states)
+
+    def _trimmed_text_embeds(self, input_ids, attention_mask=None, position_ids=None) -> torch.Tensor:
+        input_ids, attention_mask = self._fit_context(input_ids, attention_mask)
+        return encode_in_buckets(
+            lambda *inputs: self.get_text_features(*inputs).pooler_output,
+            text_lengths(input_ids, self.config.text_config.eos_token_id),
+            input_ids,
+            attention_mask,
+            None if position_ids is None else position_ids[:, : input_ids.shape[1]],
+        )
 
     def _fit_context(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
         limit = self.config.text_config.max_position_embeddings

@@ -1,8 +1,12 @@
-"""Models from nothing: named sizes, and a byte-pair tokenizer trained on the captions at hand."""
+"""Models from nothing: named sizes, a tokenizer trained on the captions, a first layer fitted to the images."""
 
+import itertools
 import json
 from collections.abc import Iterable
 
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
@@ -10,7 +14,7 @@ from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
 
 # layers, width and heads of the towers; image side and patch in pixels; width of the joint space
 SIZES = {
-    "tiny": {"vision": (3, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 16, "context": 32, "joint": 128},
+    "tiny": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 8, "context": 32, "joint": 128},
     "small": {"vision": (4, 160, 5), "text": (1, 160, 5), "image": 48, "patch": 8, "context": 32, "joint": 160},
     "vit-b-32": {
         "vision": (12, 768, 12),
@@ -88,3 +92,44 @@ def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, 
     side = facts["image"]
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return model, FFFProcessor(image_processor, tokenizer)
+
+
+@torch.no_grad()
+def whiten_patches(
+    model: FFFModel, processor: FFFProcessor, images: Iterable[Image.Image], *, limit: int = 2000, ridge: float = 0.1
+) -> None:
+    """Start the patch embedding of a CLIP vision tower from the whitened principal components of the images' patches.
+
+    A random patch embedding mostly shows the mean colour of a patch, and few steps do not mend that. Here the first
+    tokens of the images have mean 0 and, up to `ridge`, unit variance along every direction that the patches vary in;
+    the mean goes into the position embeddings, for CLIP's patch embedding has no bias.
+
+    Args:
+        model: a model from nothing with a CLIP vision tower; changed in place.
+        processor: turns the images into pixel values.
+        images: a sample of the training images.
+        limit: images looked at, at most.
+        ridge: added to the variances before the root, as a share of their mean, so that noise is not blown up.
+
+    Raises:
+        ValueError: no images.
+    """
+    sample = list(itertools.islice(images, limit))
+    if not sample:
+        raise ValueError("whiten_patches: expected at least one image.")
+    embeddings = model.vision_model.embeddings
+    patch, width = embeddings.patch_size, embeddings.embed_dim
+    mean, moment, count = 0.0, 0.0, 0
+    for start in range(0, len(sample), 64):
+        pixels = processor(images=sample[start : start + 64], return_tensors="pt")["pixel_values"].double()
+        patches = F.unfold(pixels, patch, stride=patch).transpose(1, 2).flatten(0, 1)  # [P, 3 patch^2]
+        mean, moment, count = mean + patches.sum(0), moment + patches.T @ patches, count + len(patches)
+    mean = mean / count
+    variances, directions = torch.linalg.eigh(moment / count - mean[:, None] * mean)
+    kept = min(width, len(variances))
+    variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
+    components = (directions / (variances + ridge * variances.mean()).sqrt()).T  # [kept, 3 patch^2]
+    rotation = torch.linalg.qr(torch.randn(width, kept, dtype=torch.float64))[0]  # no channel is a component's own
+    weight = rotation @ components
+    embeddings.patch_embedding.weight.copy_(weight.view_as(embeddings.patch_embedding.weight))
+    embeddings.position_embedding.weight[1:] -= (weight @ mean).to(embeddings.position_embedding.weight.dtype)

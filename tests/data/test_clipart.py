@@ -148,9 +148,13 @@ def test_captions_are_distinct_and_come_from_the_drawing():
 
 
 def test_queries_are_fixed():
-    tiger = drawing(np.full((8, 8, 4), 255), name="tiger", keywords=("big cat", "feline"))
-    assert query_captions(tiger) == ["tiger", "a drawing of a tiger", "tiger, big cat, feline"]
-    assert query_captions(drawing(np.full((8, 8, 4), 255), keywords=())) == ["ball", "a drawing of a ball"]
+    white = np.full((8, 8, 4), 255)
+    tiger = drawing(
+        white, name="tiger", keywords=("cat", "feline", "zoo", "wild"), category="animals/mammals/big_cats"
+    )
+    assert query_captions(tiger) == ["tiger", "a big cat: tiger (cat, feline, zoo)"]
+    assert query_captions(drawing(white, keywords=(), category="unsorted")) == ["ball", "ball"]
+    assert query_captions(drawing(white, name="rain bird", keywords=(), category="animals/birds"))[1] == "rain bird"
 
 
 def test_train_rows_depend_on_seed_epoch_and_index_only():

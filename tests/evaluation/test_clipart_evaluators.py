@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_clipplus.data.clipart import load_drawings
-from hf_clipplus.evaluation.clipart import clipart_evaluators
+from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.evaluation.encode import encode_images, encode_texts
 from hf_clipplus.training.scratch import build_fff, train_tokenizer
 
@@ -17,7 +17,7 @@ def fff():
 
 
 def test_fff_is_evaluated_near_chance_when_untrained(fff):
-    zero_shot, retrieval = clipart_evaluators("validation", image_size=48)
+    zero_shot, retrieval, by_name = clipart_evaluators("validation", image_size=48)
     found = zero_shot(*fff)
     assert found["classes"] == 24
     assert found["samples"] == sum(drawing.class_name is not None for drawing in load_drawings("validation"))
@@ -25,7 +25,12 @@ def test_fff_is_evaluated_near_chance_when_untrained(fff):
     found = retrieval(*fff)
     assert found["images"] == len(load_drawings("validation"))
     assert found["text_to_image_R@1"] < 0.1
-    assert (zero_shot.name, retrieval.name) == ("clipart_zero_shot", "clipart_retrieval")
+    names = [evaluator.name for evaluator in (zero_shot, retrieval, by_name)]
+    assert names == ["clipart_zero_shot", "clipart_retrieval", "clipart_retrieval_by_name"]
+    merged = clipart_scores(*fff, "validation")
+    assert merged["text_to_image_R@10"] == found["text_to_image_R@10"]
+    assert merged["name_text_to_image_R@10"] == by_name(*fff)["text_to_image_R@10"]
+    assert merged["chance_name_text_to_image_R@10"] == pytest.approx(10 / found["images"])
 
 
 def test_embeddings_are_those_of_fff(fff, pictures):
