@@ -1,7 +1,6 @@
 """Embeds many images or texts with any dual encoder: our zoo's, or a CLIP/SigLIP-like model of transformers."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank, world_size
 
 logger = logging.get_logger(__name__)
@@ -115,22 +115,6 @@ def encode_texts(
     if cut:
         logger.warning(f"{cut} of the {len(embeds)} texts were longer than the model's context and were cut.")
     return embeds
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; afterwards every submodule has the training flag it had before.
-
-    Not `torch.inference_mode`: a buffer that a model builds lazily there could not be used in training afterwards.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _encode(

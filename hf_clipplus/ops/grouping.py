@@ -18,6 +18,11 @@ MAX_SCALE = 100.0
 MULTI_LABEL_FORMS = ("mean_of_logs", "log_of_sum")
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half types in float32, everything else as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def gumbel_noise(like: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Independent Gumbel(0, 1) numbers of the shape and device of `like`, float32 and always finite."""
     exponential = torch.empty_like(like, dtype=torch.float32).exponential_(generator=generator)
@@ -27,7 +32,7 @@ def gumbel_noise(like: torch.Tensor, generator: torch.Generator | None = None) -
 def assign_to_groups(
     logits: torch.Tensor, *, hard: bool = True, noise: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which group each token belongs to (Eq. 2-4), temperature 1; in float32 whatever the logits are.
+    """Which group each token belongs to (Eq. 2-4), temperature 1; in float32 at least whatever the logits are.
 
     Args:
         logits: `[B, G, M]`, scaled products of group queries and token keys. The paper scales them not at all, the
@@ -38,9 +43,9 @@ def assign_to_groups(
     Returns:
         The assignment that merges, and the soft assignment without noise, both `[B, G, M]`, sums of 1 over groups.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     clean = logits.softmax(1)
-    soft = clean if noise is None else (logits + noise.float()).softmax(1)
+    soft = clean if noise is None else (logits + noise.to(logits.dtype)).softmax(1)
     if not hard:
         return soft, clean
     one_hot = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
@@ -110,14 +115,15 @@ def _double(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def image_text_loss(images: torch.Tensor, texts: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """CLIP's loss with a clamped scale (Eq. 7): the mean of both directions, over the batches of all processes.
 
-    Computed in float64, returned in float32.
+    Computed in float64, returned in the dtype of the embeddings, but at least float32.
 
     Args:
         images, texts: `[B, D]`, L2-normalised; text i belongs to image i.
         log_scale: scalar.
     """
     owner = torch.arange(len(images), device=images.device)
-    return softmax_loss(*_double(images, texts), owner, clamp_log_scale(log_scale)).float()
+    loss = softmax_loss(*_double(images, texts), owner, clamp_log_scale(log_scale))
+    return loss.to(at_least_float32(images).dtype)
 
 
 def multi_label_loss(
@@ -127,7 +133,7 @@ def multi_label_loss(
 
     `L_img = -1/N sum_i 1/K sum_k log p(prompt ik | image i)` over all N K prompts of all processes, equal prompts of
     other images being negatives too; `L_txt` is the cross entropy of each prompt over the N images. Computed in
-    float64, returned in float32.
+    float64, returned in the dtype of the embeddings, but at least float32.
 
     Args:
         images: `[B, D]`, L2-normalised.
@@ -143,16 +149,17 @@ def multi_label_loss(
         raise ValueError(f"multi-label form {form!r} is unknown: choose one of {MULTI_LABEL_FORMS}.")
     if prompts.ndim != 3 or len(prompts) != len(images):
         raise ValueError(f"prompts: expected [{len(images)}, K, D], got {list(prompts.shape)}.")
+    dtype = at_least_float32(images).dtype
     images, prompts, log_scale = _double(images, prompts, clamp_log_scale(log_scale))
     flat = prompts.flatten(0, 1)
     owner = default_owners(len(images), len(flat), images.device)
     loss = softmax_loss(images, flat, owner, log_scale)
     if form == "mean_of_logs":
-        return loss.float()
+        return loss.to(dtype)
     # log sum_k p_k - 1/K sum_k log p_k = logsumexp_k z_k - mean_k z_k: the normaliser of p is in neither form's part
     own = log_scale.exp() * torch.einsum("bd,bkd->bk", images, prompts)
     images_per_process = sum(gather_sizes(len(images), images.device)) / world_size()
-    return (loss + (own.mean(1) - own.logsumexp(1)).sum() / images_per_process / 2).float()
+    return (loss + (own.mean(1) - own.logsumexp(1)).sum() / images_per_process / 2).to(dtype)
 
 
 def group_affinity(
@@ -178,10 +185,11 @@ def group_affinity(
     Returns:
         Affinity `[B, G, N]` in [0, 1], 0 for classes that are not kept; and `[B, N]` bool, the kept classes.
     """
-    scale = clamp_log_scale(log_scale).float().exp()
-    class_embeds = class_embeds.float()
-    logits = scale * group_embeds.float() @ class_embeds.T  # [B, G, N]
-    whole = scale * image_embeds.float() @ class_embeds.T  # [B, N]
+    scale = at_least_float32(clamp_log_scale(log_scale)).exp()
+    group_embeds = at_least_float32(group_embeds)
+    class_embeds, image_embeds = class_embeds.to(group_embeds.dtype), image_embeds.to(group_embeds.dtype)
+    logits = scale * group_embeds @ class_embeds.T  # [B, G, N]
+    whole = scale * image_embeds @ class_embeds.T  # [B, N]
     best = whole.topk(min(top_classes, whole.shape[-1]), dim=-1).indices
     kept = torch.zeros_like(whole, dtype=torch.bool).scatter_(1, best, True)
     filtered = logits.masked_fill(~kept[:, None], float("-inf")).softmax(-1)

@@ -13,14 +13,14 @@ class GroupViTTester:
 
     is_training = True
     batch_size, seq_length, image_size, vocab_size = 4, 7, 16, 99
-    num_hidden_layers = 3  # of both encoders; the image encoder has them in three stages
+    num_hidden_layers = 2  # of both encoders; the image encoder has them before its two grouping blocks
 
     def get_config(self):
         text = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
         ids = {"vocab_size": self.vocab_size, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
         ids["num_hidden_layers"] = self.num_hidden_layers
         vision = {"hidden_size": 32, "num_attention_heads": 4, "image_size": self.image_size, "patch_size": 8}
-        groups = {"depths": [1, 1, 1], "num_group_tokens": [6, 3, 0], "num_output_groups": [6, 3]}
+        groups = {"depths": [1, 1, 0], "num_group_tokens": [6, 3, 0], "num_output_groups": [6, 3]}
         return GroupViTPlusConfig(
             text_config=text | ids | {"pad_token_id": 1},
             vision_config=vision | groups,

@@ -58,7 +58,7 @@ def test_palette_numbers_are_kept_and_colours_refused():
 
 
 def test_coco_objects(tmp_path):
-    levels = np.array([[0, 16, 89, 91, 255, 11]], np.uint8)
+    levels = np.array([[0, 17, 89, 91, 255, 11]], np.uint8)
     names = [None if label == 0 else CLASS_NAMES["coco"][label - 1] for label in coco_objects(levels)[0]]
     assert names == ["person", "dog", "toothbrush", None, None, None]
     assert len(np.unique(coco_objects(np.arange(256)))) == 81

@@ -3,8 +3,8 @@
 from math import log
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPTextConfig
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from hf_clipplus.ops.grouping import MULTI_LABEL_FORMS
 
@@ -129,7 +129,10 @@ class GroupViTPlusConfig(PreTrainedConfig):
     """
 
     model_type = "clipplus_groupvit"
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": GroupViTPlusVisionConfig}
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model"),
+        "vision_config": GroupViTPlusVisionConfig,
+    }
     keys_to_ignore_at_inference = ["statistics"]
 
     text_config: dict | PreTrainedConfig | None = None

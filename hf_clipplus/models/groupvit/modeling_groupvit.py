@@ -16,9 +16,11 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderPreTrainedModel
+from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.ops.distributed import sum_over_ranks, world_size
 from hf_clipplus.ops.grouping import (
     MAX_SCALE,
+    at_least_float32,
     clamp_log_scale,
     group_statistics,
     image_text_loss,
@@ -94,7 +96,7 @@ class GroupViTPlusBatchNorm(nn.BatchNorm1d):
         if not self.training or world_size() == 1:
             return super().forward(rows)
         with torch.autocast(rows.device.type, enabled=False):
-            wide = rows.float()
+            wide = at_least_float32(rows)
             sums = sum_over_ranks(torch.cat([wide.sum(0), wide.new_tensor([len(wide)])]))
             count = sums[-1].detach()
             mean = sums[:-1] / count
@@ -104,7 +106,7 @@ class GroupViTPlusBatchNorm(nn.BatchNorm1d):
                 self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
                 self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
             normed = (wide - mean) * torch.rsqrt(variance + self.eps)
-            return (normed * self.weight.float() + self.bias.float()).to(rows.dtype)
+            return (normed * self.weight + self.bias).to(rows.dtype)
 
 
 class GroupViTPlusProjector(nn.Sequential):
@@ -210,13 +212,13 @@ class GroupViTPlusModel(DualEncoderModel):
                 **kwargs,
             )
             found["vision_model_output"] = vision
-            found["image_embeds"] = F.normalize(vision.pooler_output.float(), dim=-1)
+            found["image_embeds"] = F.normalize(at_least_float32(vision.pooler_output), dim=-1)
         if input_ids is not None:
             shape = input_ids.shape[:-1]
             mask = None if attention_mask is None else attention_mask.flatten(0, -2)
             text = self.get_text_features(input_ids.flatten(0, -2), mask, position_ids, **kwargs)
             found["text_model_output"] = text
-            embeds = F.normalize(text.pooler_output.float(), dim=-1).unflatten(0, shape)
+            embeds = F.normalize(at_least_float32(text.pooler_output), dim=-1).unflatten(0, shape)
             found["text_embeds"] = embeds[:, 0] if len(shape) == 2 else embeds
             if len(shape) == 2 and shape[1] > 1:
                 found["prompt_embeds"] = embeds[:, 1:]
@@ -320,21 +322,24 @@ class GroupViTPlusModel(DualEncoderModel):
             for scale in {self.logit_scale, self._multi_label_scale()}:
                 scale.clamp_(max=float(torch.tensor(maximum).log()))
 
-    @torch.no_grad()
     def class_embeddings(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
         """Embeddings of classes: the mean of the projected prompts of a class, not normalised before, then normalised.
 
+        Without gradient and in evaluation mode, since in training the projector's statistics would be those of the
+        prompts.
+
         Args:
             input_ids, attention_mask: `[N, T, L]`, T prompts of each class (`processor.class_inputs`).
 
         Returns:
-            `[N, D]`, float32, L2-normalised.
+            `[N, D]`, at least float32, L2-normalised.
         """
         mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-        embeds = self.encode_text(input_ids.flatten(0, 1), mask, normalize=False, **kwargs)
-        return F.normalize(embeds.float().unflatten(0, input_ids.shape[:2]).mean(1), dim=-1)
+        with evaluation_mode(self):
+            embeds = self.encode_text(input_ids.flatten(0, 1), mask, normalize=False, **kwargs)
+        return F.normalize(at_least_float32(embeds).unflatten(0, input_ids.shape[:2]).mean(1), dim=-1)
 
     def segment(self, pixel_values, class_embeds: torch.Tensor, **options) -> "list[GroupViTPlusSegmentation]":
         """Zero-shot segmentation of pictures of any size; see `segmentation_groupvit.segment` for every argument."""
@@ -349,6 +354,10 @@ class GroupViTPlusModel(DualEncoderModel):
         side = image_size // config.patch_size
         embeddings.position_embeddings = nn.Parameter(embeddings.positions(side, side).clone())
         config.image_size = image_size
+
+    def _can_trim_texts(self, input_ids: torch.Tensor) -> bool:
+        """Never in training, where the projector's statistics are those of all texts of one call."""
+        return not self.training and super()._can_trim_texts(input_ids)
 
     def _multi_label_scale(self) -> torch.Tensor:
         return self.multi_label_logit_scale if self.config.has_multi_label_scale else self.logit_scale

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from hf_clipplus.ops.grouping import background_logits, group_affinity, roll_out
+from hf_clipplus.models.evaluation_mode import evaluation_mode
+from hf_clipplus.ops.grouping import at_least_float32, background_logits, group_affinity, roll_out
 
 CROPS_PER_BATCH = 4  # on a CPU larger batches are no faster, and they fall out of its cache
 
@@ -108,14 +109,9 @@ def segment(
         if mode == "slide":
             boxes = windows(height, width, crop_size=crop_size, stride=stride)
         crops += [_Crop(number, box) for box in boxes]
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for batch in _batches_of_one_size(crops, crops_per_batch):
             _encode(model, pictures, batch, class_embeds, background_threshold, top_classes, output_groups)
-    finally:
-        for module, training in flags:
-            module.training = training
     results = []
     for number, picture in enumerate(pictures):
         size = tuple(picture.shape[-2:])
@@ -167,8 +163,8 @@ def _encode(model, pictures, crops, class_embeds, background_threshold, top_clas
     parts = [pictures[crop.picture][:, crop.box[0] : crop.box[1], crop.box[2] : crop.box[3]] for crop in crops]
     pixels = torch.stack(parts).to(model.device, model.dtype)
     vision = model.vision_model(pixels, output_assignments=True)
-    groups = F.normalize(model.visual_projection(vision.last_hidden_state).float(), dim=-1)  # [B, G, D]
-    whole = F.normalize(model.visual_projection(vision.pooler_output).float(), dim=-1)  # [B, D]
+    groups = F.normalize(at_least_float32(model.visual_projection(vision.last_hidden_state)), dim=-1)  # [B, G, D]
+    whole = F.normalize(at_least_float32(model.visual_projection(vision.pooler_output)), dim=-1)  # [B, D]
     affinity, kept = group_affinity(groups, whole, class_embeds, model.logit_scale, top_classes=top_classes)
     if not torch.isfinite(affinity).all():
         names = sorted({crop.picture for crop in crops if not torch.isfinite(pictures[crop.picture]).all()})

@@ -16,7 +16,7 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from hf_clipplus.ops.grouping import assign_to_groups, gumbel_noise, merge_weights
+from hf_clipplus.ops.grouping import assign_to_groups, at_least_float32, gumbel_noise, merge_weights
 
 from .configuration_groupvit import GroupViTPlusVisionConfig
 
@@ -28,8 +28,8 @@ class GroupViTPlusVisionOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state: `[B, G, C]`, the segments (groups of the last grouping stage) after the final norm.
         pooler_output: `[B, C]`, their mean.
-        soft_assignments: with `output_assignments`, per grouping stage `[B, G, M]` float32: the soft assignment of the
-            M tokens without noise, which segmentation uses.
+        soft_assignments: with `output_assignments`, per grouping stage `[B, G, M]`, at least float32: the soft
+            assignment of the M tokens without noise, which segmentation uses.
         hard_assignments: the same for the assignment that merged the tokens.
         hidden_states, attentions: of the blocks, when asked for.
     """
@@ -320,7 +320,7 @@ class GroupViTPlusVisionEmbeddings(nn.Module):
         if (height, width) == (side, side):
             return learned
         grid = learned.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid.float(), size=(height, width), mode="bicubic", align_corners=False)
+        grid = F.interpolate(at_least_float32(grid), size=(height, width), mode="bicubic", align_corners=False)
         return grid.to(learned.dtype).flatten(2).transpose(1, 2)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
