@@ -27,7 +27,6 @@ assert processor_class_from_name("FFFProcessor").from_pretrained.__self__ is FFF
         "import hf_clipplus, transformers.modeling_utils",  # loads AutoConfig while it is itself half loaded
         "import transformers.pipelines, hf_clipplus",
         "from hf_clipplus.models.fff.configuration_fff import FFFConfig",
-        "from hf_clipplus.models.groupvit.configuration_groupvit import GroupViTPlusConfig",
         "import hf_clipplus; from transformers import pipeline",
     ],
 )
