@@ -30,7 +30,7 @@ from hf_clipplus.data.seeding import item_generator
 from hf_clipplus.data.sources import IndexedRows
 from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
-from hf_clipplus.training.build import captions_of, checkpoint_to_resume
+from hf_clipplus.training.build import captions_of, checkpoint_to_resume, iterate
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = IndexedRows(MixedWorld(drawings, scenes, options.scene_share, args.seed))
     fixed = CaptionWorld(drawings.drawings, image_size=16, train=False)
     first_scenes = (scenes[index] for index in range(500))
-    texts = [*captions_of(fixed[index] for index in range(len(fixed))), *captions_of(first_scenes)]
+    texts = [*captions_of(iterate(fixed)), *captions_of(first_scenes)]
     tokenizer = train_tokenizer(texts, vocab_size=4000, context=SIZES[options.model_size]["context"])
     model, processor = build_fff(
         options.model_size,

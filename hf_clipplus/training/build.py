@@ -105,6 +105,11 @@ def open_evaluators(data: PairDataArguments, image_size: int, batch_size: int) -
     return [RetrievalEvaluator(rows, columns, batch_size=batch_size)]
 
 
+def iterate(rows) -> Iterator[dict]:
+    """Every row of a map-style data set, in order."""
+    return (rows[index] for index in range(len(rows)))
+
+
 def captions_of(rows: Iterable[dict]) -> Iterator[str]:
     """Every caption of every row, for a tokenizer."""
     for row in rows:
@@ -176,8 +181,7 @@ def checkpoint_to_resume(output_dir: str, wish: str | None) -> str | None:
 
 def _plain_rows(data: PairDataArguments) -> Iterable[dict]:
     if data.dataset == EMBEDDED:
-        world = CaptionWorld(data.train_split, image_size=16)
-        return (world[index] for index in range(len(world)))
+        return iterate(CaptionWorld(data.train_split, image_size=16))
     rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
     texts = [name for name in ("caption", "pseudo_captions") if name in (rows.column_names or ())]
     return rows.select_columns(texts) if texts else rows

@@ -14,7 +14,7 @@ from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
 
 # layers, width and heads of the towers; image side and patch in pixels; width of the joint space
 SIZES = {
-    "tiny": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 8, "context": 32, "joint": 128},
+    "tiny": {"vision": (1, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 8, "context": 32, "joint": 128},
     "small": {"vision": (4, 160, 5), "text": (1, 160, 5), "image": 48, "patch": 8, "context": 32, "joint": 160},
     "vit-b-32": {
         "vision": (12, 768, 12),
