@@ -60,6 +60,7 @@ class Arguments:
     templates: list[str] = field(default_factory=list, metadata={"help": "Prompts with {}; default: the data set's."})
     prompts: str | None = field(default=None, metadata={"help": "CuPL-like JSON file {class name: [sentence]}."})
     protocol: str = field(default="honest", metadata={"help": "'honest', or 'paper': the whole val split chooses."})
+    search: bool = field(default=True, metadata={"help": "False: alpha, beta, gamma stay where training has them."})
     views: int = field(default=10, metadata={"help": "Augmented views per support image."})
     cache_dir: str | None = field(default=None, metadata={"help": "Features on disk; default: output_dir/features."})
     save: str | None = field(default=None, metadata={"help": "Save this head (most shots, seed 0) under output_dir."})
@@ -111,7 +112,10 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
     if own_validation:
         val = normalize(encode_with_cache(base, processor, images.images["val"], **options)[0], dim=-1)
     results, grids = {}, None
-    if recipe and args.protocol == "paper":
+    if not args.search:
+        fixed = settings_of(recipe, plain.shape[1], seed=0)
+        grids = {head: fixed.unsearched(head) for head in args.heads}
+    elif recipe and args.protocol == "paper":
         grids = {head: recipe.grid(tip=head.startswith("tip")) for head in ("tip", "tip_f", "ape", "ape_t")}
     for shots in args.shots:
         for seed in range(args.seeds):

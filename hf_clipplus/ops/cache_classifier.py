@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**23
-"""Affinities that exist at once in `cache_term`: 32 MiB in float32."""
+CHUNK_ELEMENTS = 2**21
+"""Affinities that exist at once in `cache_term`: 8 MiB in float32, and a few temporaries of that size."""
 
 
 def text_classifier(prompt_embeds: Tensor, owner: Tensor, classes: int) -> Tensor:

@@ -51,6 +51,11 @@ class HeadSettings:
     epsilon: float = 1e-3
     seed: int = 0
 
+    def unsearched(self, head: str) -> SearchGrid:
+        """A grid of the one point that training uses; GDA and ProKeR, which have none, keep weight 1."""
+        alpha = self.tip_alpha if head.startswith("tip") else self.ape_alpha
+        return SearchGrid([self.beta], [alpha], [0.1], gda_alphas=[1.0], strengths=[1.0])
+
 
 @dataclass(frozen=True)
 class HeadResult:
