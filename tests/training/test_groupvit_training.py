@@ -105,30 +105,36 @@ def test_a_loss_that_is_not_finite_stops_the_run(tokenizer, tmp_path):
         trainer.train()
 
 
-def test_example_trains_saves_and_resumes(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+# In a process that has seen nothing of the run: the pipeline finds the saved folder, then the example goes on with it
+FRESH = """
+import sys, hf_clipplus
+from transformers import AutoModel, pipeline
+from PIL import Image
+folder, examples, *arguments = sys.argv[1:]
+print(type(AutoModel.from_pretrained(folder)).__name__)
+segment = pipeline("clipplus-zero-shot-segmentation", model=folder)
+print(segment(Image.new("RGB", (50, 70), "red"), ["cat", "boat"], short_side=40)["labels"].shape)
+sys.path.insert(0, examples)
+import train_groupvit
+train_groupvit.main(arguments)
+"""
+
+
+def test_example_trains_saves_and_resumes(tmp_path, monkeypatch):
+    examples = str(ROOT / "examples")
+    monkeypatch.syspath_prepend(examples)
+    import train_groupvit
+
     options = ["--output_dir", str(tmp_path), "--scenes", "8", "--per_device_train_batch_size", "4", "--use_cpu"]
-    fast = ["--vocab_size", "600", "--report_to", "none", "--eval_strategy", "no"]
-
-    def run(epochs):
-        command = [sys.executable, "examples/train_groupvit.py", *options, *fast, "--num_train_epochs", str(epochs)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done
-
-    run(1)
-    done = run(2)
+    options += ["--vocab_size", "600", "--report_to", "none", "--eval_strategy", "no", "--num_train_epochs"]
+    train_groupvit.main([*options, "1"])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FRESH, str(tmp_path), examples, *options, "2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("GroupViTPlusModel\n(70, 50)\n")
     assert "Resuming from" in done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 < metrics["eval_scenes_mIoU"] < 1
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["global_step"] == 4
-    script = (
-        "import sys, hf_clipplus; from transformers import pipeline; from PIL import Image;"
-        "segment = pipeline('clipplus-zero-shot-segmentation', model=sys.argv[1]);"
-        "print(segment(Image.new('RGB', (50, 70), 'red'), ['cat', 'boat'], short_side=40)['labels'].shape)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert "(70, 50)" in done.stdout, done.stderr[-2000:]
