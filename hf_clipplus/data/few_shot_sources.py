@@ -188,7 +188,7 @@ def open_images(dataset: str, *, root: str = "data", image_size: int = 224) -> L
     """Images and labels by split, of whatever a data set is; every image that is not for testing may be drawn.
 
     Args:
-        dataset: `EMBEDDED`, the drawings; "coop:NAME", one of CoOp's splits below `root`; a folder of class folders; or
+        dataset: `EMBEDDED`, the drawings; "coop:NAME", one of CoOp's splits below `root`; class folders; or
             a Hub id.
         root: where CoOp's data sets are.
         image_size: side of the embedded pictures, pixels.
