@@ -23,10 +23,12 @@ lint: setup
 
 test: setup lint
 	$(BIN)/python tests/common/fetch_sdist.py
+	$(BIN)/python tests/common/fetch_clip_bpe.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: setup lint
 	$(BIN)/python tests/common/fetch_sdist.py
+	$(BIN)/python tests/common/fetch_clip_bpe.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 clean:

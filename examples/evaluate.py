@@ -81,7 +81,7 @@ def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, str, obj
     options = {"batch_size": args.batch_size, "autocast_dtype": DTYPES[args.autocast], "progress": True}
     embedded = "clipart" in (args.classification, args.retrieval)
     clipart = clipart_evaluators(args.split, image_size=args.image_size, **options) if embedded else (None, None)
-    classification, retrieval = clipart
+    classification, retrieval = clipart[:2]
 
     names, templates = None, DEFAULT_TEMPLATES
     if args.classification not in ("clipart", "none"):

@@ -19,14 +19,8 @@ import torch
 from torch.nn.functional import normalize
 from transformers.utils import logging
 
-from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld
-from hf_clipplus.data.few_shot_sources import (
-    LabelledImages,
-    read_class_folders,
-    read_class_sentences,
-    read_coop_dataset,
-    read_hub_dataset,
-)
+from hf_clipplus.data.clipart import EMBEDDED
+from hf_clipplus.data.few_shot_sources import open_images, read_class_sentences
 from hf_clipplus.evaluation.clipart import CLIPART_TEMPLATES
 from hf_clipplus.evaluation.plot import line_plot
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
@@ -44,7 +38,6 @@ from hf_clipplus.training.few_shot_compare import (
 )
 from hf_clipplus.training.few_shot_recipes import RECIPES, grids_of, settings_of
 
-EMBEDDED = "openclipart"
 CARD = Path(__file__).parents[1] / "model_cards" / "ape.md"
 
 
@@ -69,22 +62,6 @@ class Arguments:
     output_dir: str = field(default="outputs/ape", metadata={"help": "Table, plot, JSON, saved head."})
 
 
-def open_images(args: Arguments, image_size: int) -> LabelledImages:
-    """Images and labels by split; every image that is not for testing may be drawn."""
-    if args.dataset != EMBEDDED:
-        if args.dataset.startswith("coop:"):
-            return read_coop_dataset(args.dataset.removeprefix("coop:"), args.root)
-        folder = Path(args.dataset).is_dir()
-        return read_class_folders(args.dataset) if folder else read_hub_dataset(args.dataset)
-    found = LabelledImages(list(CLASS_NAMES))
-    for name, split in (("train", "train+validation"), ("test", "test")):
-        world = CaptionWorld(split, image_size=image_size, train=False)
-        rows = [row for row in (world[i] for i in range(len(world))) if row["class_name"] is not None]
-        found.images[name] = [row["image"] for row in rows]
-        found.labels[name] = [found.class_names.index(row["class_name"]) for row in rows]
-    return found
-
-
 def main(argv: list[str] | None = None) -> dict[int, list]:
     (args,) = parse_arguments((Arguments,), __doc__, argv)
     if (args.save or args.hub_model_id) and args.save not in args.heads:
@@ -93,7 +70,8 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
     output = Path(args.output_dir)
     base = APEForImageClassification.from_clip(args.model, dtype=torch.float32)
     processor = APEProcessor.from_pretrained(args.model)
-    images = open_images(args, base.config.backbone_config.vision_config.image_size)
+    side = base.config.backbone_config.vision_config.image_size
+    images = open_images(args.dataset, root=args.root, image_size=side)
     recipe = RECIPES.get(args.dataset.removeprefix("coop:"))
     own = CLIPART_TEMPLATES if args.dataset == EMBEDDED else recipe.templates if recipe else DEFAULT_TEMPLATES
     sentences = read_class_sentences(args.prompts, images.class_names) if args.prompts else None

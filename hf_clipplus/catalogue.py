@@ -55,6 +55,18 @@ VARIANTS = (
         licence="no code and no weights were published",
     ),
     Variant(
+        id="groupvit",
+        config="GroupViTPlusConfig",
+        model="GroupViTPlusModel",
+        processor="GroupViTPlusProcessor",
+        paper="2202.11094",
+        title="GroupViT: groups patches into segments; segmentation from text",
+        auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
+        tasks=("clipplus-zero-shot-segmentation", "zero-shot-image-classification"),
+        recipe="examples/train_groupvit.py",
+        licence="NVIDIA Source Code License, non-commercial (published code and weights; nothing of it is used here)",
+    ),
+    Variant(
         id="ape",
         config="APEConfig",
         model="APEForImageClassification",

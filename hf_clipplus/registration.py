@@ -15,6 +15,14 @@ from .catalogue import VARIANTS
 
 AUTO = "transformers.models.auto"
 TUNERS = ("ape_t",)
+# task -> module and class of its pipeline, and the Auto class that loads its model
+PIPELINES = {
+    "clipplus-zero-shot-segmentation": (
+        "hf_clipplus.pipelines.zero_shot_segmentation",
+        "ZeroShotSegmentationPipeline",
+        "AutoModel",
+    ),
+}
 
 
 class LazyClass:
@@ -72,6 +80,7 @@ def register_variants() -> None:
     when_imported(f"{AUTO}.configuration_auto", _register_configs)
     when_imported(f"{AUTO}.modeling_auto", _register_models)
     when_imported(f"{AUTO}.processing_auto", _register_processors)
+    when_imported("transformers.pipelines", _register_pipelines)
     when_imported("peft", _register_tuners)
 
 
@@ -97,6 +106,14 @@ def _register_processors() -> None:
         config = variant.load(variant.config)
         processor = LazyClass(variant.module_of(variant.processor), variant.processor, config)
         auto.AutoProcessor.register(config, processor, exist_ok=True)
+
+
+def _register_pipelines() -> None:
+    registry = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY
+    for task, (module, name, auto_class) in PIPELINES.items():
+        model = getattr(import_module("transformers"), auto_class)
+        pipeline = getattr(import_module(module), name)
+        registry.register_pipeline(task, pipeline_class=pipeline, pt_model=(model,), type="multimodal")
 
 
 def _register_tuners() -> None:

@@ -27,6 +27,7 @@ assert processor_class_from_name("FFFProcessor").from_pretrained.__self__ is FFF
         "import hf_clipplus, transformers.modeling_utils",  # loads AutoConfig while it is itself half loaded
         "import transformers.pipelines, hf_clipplus",
         "from hf_clipplus.models.fff.configuration_fff import FFFConfig",
+        "import hf_clipplus; from transformers import pipeline",
     ],
 )
 def test_any_order_of_imports(first):

@@ -20,6 +20,7 @@ from .seeding import item_generator
 
 __all__ = [
     "CLASS_NAMES",
+    "EMBEDDED",
     "SPLITS",
     "CaptionWorld",
     "Drawing",
@@ -29,6 +30,7 @@ __all__ = [
     "query_captions",
 ]
 
+EMBEDDED = "openclipart"  # what scripts call this data set
 FOLDER_VARIABLE = "CLIPPLUS_CLIPART_DIR"
 SPLITS = ("train", "validation", "train+validation", "test")
 VALIDATION_PERCENT = 10

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .clipart import CLASS_NAMES, EMBEDDED, CaptionWorld
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 SPLIT_NAMES = ("train", "val", "test")
 # data set -> (folder, split file of CoOp, folder of its images)
@@ -180,3 +182,30 @@ def read_class_sentences(file: str | Path, class_names: Sequence[str]) -> dict[s
     if missing:
         raise ValueError(f"{file} has no sentences for {len(missing)} classes: {missing[:10]}.")
     return {name: plain[name.replace("_", " ").lower()] for name in class_names}
+
+
+def open_images(dataset: str, *, root: str = "data", image_size: int = 224) -> LabelledImages:
+    """Images and labels by split, of whatever a data set is; every image that is not for testing may be drawn.
+
+    Args:
+        dataset: `EMBEDDED`, the drawings; "coop:NAME", one of CoOp's splits below `root`; class folders; or
+            a Hub id.
+        root: where CoOp's data sets are.
+        image_size: side of the embedded pictures, pixels.
+    """
+    if dataset == EMBEDDED:
+        return _embedded_classes(image_size)
+    if dataset.startswith("coop:"):
+        return read_coop_dataset(dataset.removeprefix("coop:"), root)
+    return read_class_folders(dataset) if Path(dataset).is_dir() else read_hub_dataset(dataset)
+
+
+def _embedded_classes(image_size: int) -> LabelledImages:
+    """The drawings that have a class, for training and for testing."""
+    found = LabelledImages(list(CLASS_NAMES))
+    for name, split in (("train", "train+validation"), ("test", "test")):
+        world = CaptionWorld(split, image_size=image_size, train=False)
+        rows = [row for row in (world[i] for i in range(len(world))) if row["class_name"] is not None]
+        found.images[name] = [row["image"] for row in rows]
+        found.labels[name] = [found.class_names.index(row["class_name"]) for row in rows]
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from .compose import Compose
+from .rand_augment import RandAugment, RandomErasing
 
 
 class UnreadableImageError(ValueError):
@@ -79,17 +80,19 @@ class RandomResizedCrop:
         aspect: least and greatest width/height of the part; drawn uniformly on the logarithmic scale.
         size: side of the result in pixels; None keeps the resolution (side = root of the part's area), which leaves
             the one real resize to the image processor.
+        resample: how the part is stretched.
     """
 
     area: tuple[float, float] = (0.7, 1.0)
     aspect: tuple[float, float] = (0.8, 1.25)
     size: int | None = None
+    resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         left, top, width, height = self._box(image.width, image.height, generator)
         side = self.size or max(1, round((width * height) ** 0.5))
         box = (left, top, left + width, top + height)
-        return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+        return image.resize((side, side), self.resample, box=box)
 
     def _box(self, width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):
@@ -200,7 +203,8 @@ def image_augmentation(preset: str, *, size: int | None = None) -> Compose:
     Args:
         preset: "none"; "fff" (crop of 70-100% of the area, aspect 0.8-1.25, and a flip: the published recipe of
             FFF's baseline ALIP); "strong" (the same, then colour jitter, grey, blur as in DreamLIP's stronger
-            pipeline, and a small rotation; colour words of a caption may then be wrong).
+            pipeline, and a small rotation; colour words of a caption may then be wrong); "groupvit" (crop of 8-100%,
+            flip, RandAugment `rand-m9-mstd0.5-inc1`, random erasing: GroupViT's published recipe).
         size: side in pixels of the cropped image, None to keep its resolution (see `RandomResizedCrop`).
 
     Raises:
@@ -208,7 +212,9 @@ def image_augmentation(preset: str, *, size: int | None = None) -> Compose:
     """
     weak = (RandomResizedCrop(size=size), HorizontalFlip())
     strong = (Rotation(p=0.3), ColorJitter(p=0.8), Grayscale(p=0.2), GaussianBlur(p=0.5))
-    presets = {"none": (), "fff": weak, "strong": weak + strong}
+    crop = RandomResizedCrop((0.08, 1.0), (3 / 4, 4 / 3), size, Image.Resampling.BILINEAR)
+    groupvit = (crop, HorizontalFlip(), RandAugment(), RandomErasing())
+    presets = {"none": (), "fff": weak, "strong": weak + strong, "groupvit": groupvit}
     if preset not in presets:
         raise ValueError(f"Unknown image augmentation {preset!r}; choose one of {sorted(presets)}.")
     return Compose(presets[preset])

@@ -1,7 +1,6 @@
 """Embeds many images or texts with any dual encoder: our zoo's, or a CLIP/SigLIP-like model of transformers."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.ops.distributed import all_gather_ragged, gather_sizes, rank, world_size
 
 logger = logging.get_logger(__name__)
@@ -71,6 +71,7 @@ def encode_texts(
     batch_size: int = 256,
     autocast_dtype: torch.dtype | None = None,
     progress: bool = False,
+    normalized: bool = True,
 ) -> Tensor:
     """Embeddings of all texts, in their order; like `encode_images`, for `encode_text` or `get_text_features`.
 
@@ -78,7 +79,7 @@ def encode_texts(
     tokenizes with its processor's own defaults.
 
     Returns:
-        [texts, dim] float32 on the CPU, L2-normalised.
+        [texts, dim] float32 on the CPU, L2-normalised unless `normalized=False`.
 
     Raises:
         TypeError: the model has neither method, or a text is no string.
@@ -110,26 +111,10 @@ def encode_texts(
         cut += inputs.get("truncated_captions", sum(bool(encoding.overflowing) for encoding in encodings))
         return forward(_to_model(inputs, model))
 
-    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress)
+    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress, normalized)
     if cut:
         logger.warning(f"{cut} of the {len(embeds)} texts were longer than the model's context and were cut.")
     return embeds
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; afterwards every submodule has the training flag it had before.
-
-    Not `torch.inference_mode`: a buffer that a model builds lazily there could not be used in training afterwards.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _encode(
@@ -140,6 +125,7 @@ def _encode(
     batch_size: int,
     autocast_dtype: torch.dtype | None,
     progress: bool,
+    normalized: bool = True,
 ) -> Tensor:
     device = next(model.parameters()).device
     share, length = _own_share(items)
@@ -150,7 +136,8 @@ def _encode(
         tqdm(total=length, desc=f"encoding {what}", disable=not progress or rank() > 0) as bar,
     ):
         while batch := list(islice(share, batch_size)):
-            parts.append(normalize(encode(batch).float(), dim=-1).cpu())
+            embeds = encode(batch).float()
+            parts.append((normalize(embeds, dim=-1) if normalized else embeds).cpu())
             bar.update(len(batch))
     embeds = _gather_in_order(torch.cat(parts) if parts else torch.zeros(0, 0), device)
     if not len(embeds):

@@ -47,6 +47,7 @@ class ZeroShotClassification:
         batch_size: images per forward pass and process.
         autocast_dtype: see `encode_images`.
         progress: show progress bars.
+        normalize_prompts: see `zero_shot_classifier`.
 
     Raises:
         ValueError: a class name is blank or appears twice, a template has no place for the name, a label is missing
@@ -66,6 +67,7 @@ class ZeroShotClassification:
         batch_size: int = 64,
         autocast_dtype: torch.dtype | None = None,
         progress: bool = False,
+        normalize_prompts: bool = True,
     ):
         labels = Column(rows, label_column)
         class_names = class_names if class_names is not None else _names_of(labels)
@@ -75,6 +77,7 @@ class ZeroShotClassification:
         self.images = Column(rows, image_column)
         self.name = name
         self.options = {"batch_size": batch_size, "autocast_dtype": autocast_dtype, "progress": progress}
+        self.normalize_prompts = normalize_prompts
 
     def __call__(self, model: nn.Module, processor: Any) -> dict[str, float]:
         """Evaluate `model` where it is; under `torch.distributed` every rank must call and gets the same result.
@@ -83,7 +86,14 @@ class ZeroShotClassification:
             `top1`, `top5` (with more than 5 classes), `mean_per_class` and `chance_top1` in [0, 1], and the counts
             `samples`, `classes` and `classes_without_samples` (these do not enter `mean_per_class`).
         """
-        classifier = zero_shot_classifier(model, processor, self.class_names, self.templates, **self.options)
+        classifier = zero_shot_classifier(
+            model,
+            processor,
+            self.class_names,
+            self.templates,
+            normalize_prompts=self.normalize_prompts,
+            **self.options,
+        )
         images = encode_images(model, processor, self.images, **self.options)
         accuracy = ClassificationAccuracy(len(self.class_names))
         for rows in tile_slices(len(images), 1024):
@@ -97,6 +107,8 @@ def zero_shot_classifier(
     processor: Any,
     class_names: Sequence[str],
     templates: Sequence[str] = DEFAULT_TEMPLATES,
+    *,
+    normalize_prompts: bool = True,
     **options: Any,
 ) -> Tensor:
     """Weights of a linear classifier made of text: per class the normalised mean of its normalised prompts.
@@ -105,6 +117,7 @@ def zero_shot_classifier(
         model, processor: see `encode_texts`.
         class_names: distinct and not blank.
         templates: prompts with `{}` or `{c}`.
+        normalize_prompts: False averages the prompts' embeddings as they are, as GroupViT's published code does.
         options: `batch_size`, `autocast_dtype`, `progress` of `encode_texts`.
 
     Returns:
@@ -112,7 +125,7 @@ def zero_shot_classifier(
     """
     _check_prompts(class_names, templates)
     prompts = [fill_template(template, name) for name in class_names for template in templates]
-    embeds = encode_texts(model, processor, prompts, **options)
+    embeds = encode_texts(model, processor, prompts, normalized=normalize_prompts, **options)
     return normalize(embeds.view(len(class_names), len(templates), -1).mean(1), dim=-1).T  # [D, classes]
 
 

@@ -79,6 +79,25 @@ def gather_with_grad(tensor: torch.Tensor, sizes: list[int] | None = None) -> to
     return _GatherWithGrad.apply(tensor, sizes or gather_sizes(tensor.shape[0], tensor.device))
 
 
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks, with gradient: backward sums the gradients of all ranks too."""
+    return tensor if world_size() == 1 else _SumOverRanks.apply(tensor)
+
+
 class RingExchange:
     """Passes tensors to the next rank and receives from the previous one (rank r sends to r + 1)."""
 

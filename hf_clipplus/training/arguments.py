@@ -28,6 +28,17 @@ class ContrastiveTrainingArguments(TrainingArguments):
     max_logit_scale: float = field(
         default=100.0, metadata={"help": "Upper limit of the inverse temperature exp(logit_scale); the lower is 1."}
     )
+    decay_scales: bool = field(
+        default=False,
+        metadata={"help": "Weight decay on 0-D parameters (the log scales) too, as in GroupViT's published recipe."},
+    )
+    lr_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "'groupvit': the published one, a cosine over all steps whose first warmup_steps are replaced by "
+            "a linear warm-up, ending at 1/40 of learning_rate. None: lr_scheduler_type."
+        },
+    )
     bias_init: str = field(
         default="auto",
         metadata={
@@ -35,6 +46,11 @@ class ContrastiveTrainingArguments(TrainingArguments):
             "mean cosine and the share of positives on a few batches and makes the mean pair as likely as that share."
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr_schedule not in (None, "groupvit"):
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose 'groupvit' or leave it out.")
 
 
 def parse_arguments(dataclasses: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
@@ -134,7 +150,8 @@ class PairDataArguments:
         default=False, metadata={"help": "A caption that stands under two images of a batch is positive for both."}
     )
     image_augmentation: str = field(
-        default="none", metadata={"help": "'none', 'fff' (crop and flip) or 'strong' (also colour, blur, rotation)."}
+        default="none",
+        metadata={"help": "'none', 'fff' (crop and flip), 'strong' (also colour, blur, rotation) or 'groupvit'."},
     )
     word_deletion: float = field(
         default=0.0, metadata={"help": "Share of words that are left out of each caption at random."}

@@ -11,7 +11,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
 from hf_clipplus.data.captions import RandomWordDeletion
-from hf_clipplus.data.clipart import CaptionWorld
+from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.report import DataReport
@@ -28,7 +28,6 @@ from .scratch import SIZES, build_fff, train_tokenizer
 
 logger = logging.get_logger(__name__)
 
-EMBEDDED = "openclipart"
 TOKENIZER_SAMPLE = 200_000
 BIAS_BATCHES = 4
 

@@ -25,6 +25,21 @@ class _RandomState:
             getattr(torch, self.device.type).set_rng_state(self.accelerator, self.device)
 
 
+def check_can_be_cached(model: nn.Module) -> None:
+    """Refuse models whose embeddings depend on the other rows of the batch: chunks would give other embeddings.
+
+    Raises:
+        ValueError: the model has batch normalisation; names its modules.
+    """
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        raise ValueError(
+            f"gradient_cache_chunk_size: {type(model).__name__} normalises over the batch ({', '.join(norms)}), so "
+            "chunks would be normalised by other statistics than the batch. Use more processes for a larger batch "
+            "(the statistics are those of all of them) or gradient checkpointing for less memory."
+        )
+
+
 def chunk_inputs(inputs: dict, names: tuple[str, ...], chunk_size: int) -> list[dict]:
     """Cut the entries of one side of a batch into chunks of `chunk_size` rows."""
     side = {name: inputs[name] for name in names if inputs.get(name) is not None}

@@ -14,8 +14,9 @@ from hf_clipplus.ops.distributed import world_size
 
 from .arguments import ContrastiveTrainingArguments
 from .checkpoints import last_complete_checkpoint
-from .gradient_cache import cached_backward
+from .gradient_cache import cached_backward, check_can_be_cached
 from .push import PushingTrainer
+from .schedules import groupvit_schedule
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +31,8 @@ class ContrastiveTrainer(PushingTrainer):
     """`Trainer` plus what contrastive training needs; everything else (resume, logging) is Trainer's.
 
     - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
-    - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them);
+    - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them, unless `decay_scales`);
+    - `lr_schedule="groupvit"`: the schedule that GroupViT was published with;
     - logs scale, bias, mean positive and negative logit, and what was mined per image and branch;
     - `gradient_cache_chunk_size`: gradients of the whole batch in the memory of a chunk;
     - stops at a loss that is not finite, before it reaches the weights;
@@ -59,6 +61,8 @@ class ContrastiveTrainer(PushingTrainer):
         if evaluators and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
         super().__init__(*trainer_args, **kwargs)
+        if self.args.gradient_cache_chunk_size is not None:
+            check_can_be_cached(self.accelerator.unwrap_model(self.model))
         self.evaluators = list(evaluators)
         self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.mining_model = mining_model
@@ -108,14 +112,29 @@ class ContrastiveTrainer(PushingTrainer):
         return result["loss"] / accumulation
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
-        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+        dims = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        scales = self.args.decay_scales
+        return [n for n in super().get_decay_parameter_names(model) if dims[n] >= 2 or (scales and dims[n] == 0)]
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.args.lr_schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = groupvit_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                total_steps=num_training_steps,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self._statistics:
-            model = self.accelerator.unwrap_model(self.model)
-            logs["logit_scale"] = model.logit_scale.exp().item()
-            logs["logit_bias"] = model.logit_bias.item()
+            for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
+                if name.endswith("logit_scale"):
+                    logs[name] = parameter.exp().item()
+                elif name.endswith("logit_bias"):
+                    logs[name] = parameter.item()
             # nan says that a batch had no such pair
             logs |= {key: torch.stack(values).float().nanmean().item() for key, values in self._statistics.items()}
             self._statistics.clear()

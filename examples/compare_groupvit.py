@@ -1,0 +1,175 @@
+"""Compare GroupViT with a plain ViT on the embedded scenes: same loss, same minutes, drawings never trained on.
+
+    python examples/compare_groupvit.py                              # every arm, 3 seeds, 15 minutes each
+    python examples/compare_groupvit.py --arms hard vit --minutes 3
+
+The plain ViT has the same blocks without grouping, and labels every patch by its own similarity to the class names.
+Classes are found by name alone ("a photo of a cat."); masks are never trained on. The threshold of the background is
+chosen for every arm on validation scenes.
+"""
+
+import copy
+import itertools
+import json
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import set_seed
+
+from hf_clipplus.data.collators import contrastive_report
+from hf_clipplus.evaluation.overlay import segmentation_overlay
+from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
+from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training.groupvit_build import (
+    GroupViTModelArguments,
+    build_collator,
+    build_model,
+    open_training_rows,
+)
+
+TRIAL_STEPS = 15
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.95, 0.99)
+ARMS = {
+    "hard": ("GroupViT, hard assignment", {"model_size": "tiny"}),
+    "soft": ("GroupViT, soft assignment", {"model_size": "tiny", "hard_assignment": False}),
+    "two_stages": ("GroupViT, 2 stages", {"model_size": "tiny-2-stage"}),
+    "hard_no_prompts": ("GroupViT without prompts", {"model_size": "tiny", "prompts_per_image": 0}),
+    "vit": ("plain ViT", {"model_size": "tiny-vit"}),
+}
+
+
+@dataclass
+class CompareArguments:
+    """What is compared, and for how long."""
+
+    arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Any of: {', '.join(ARMS)}."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
+    minutes: float = field(default=15.0, metadata={"help": "Training time of each arm and seed."})
+    steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
+    evaluations: int = field(default=5, metadata={"help": "Points of the curve on validation scenes."})
+    scenes: int = field(default=200, metadata={"help": "Test scenes."})
+    output_dir: str = field(default="outputs/compare_groupvit", metadata={"help": "Models, pictures, table.md."})
+
+
+def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+    """Train one arm, save it under `output_dir/<arm>-<seed>` with pictures, and return its scores on test scenes."""
+    set_seed(seed)
+    data = PairDataArguments(train_split="train")
+    settings = GroupViTModelArguments(**ARMS[name][1], scenes=100 * args.batch_size)
+    model, processor = build_model(settings, data)
+    side = model.config.vision_config.image_size
+    rows = open_training_rows(settings, data, side, seed)
+    collator = build_collator(processor, settings, data, seed=seed, report=contrastive_report())
+    folder = Path(args.output_dir) / f"{name}-{seed}"
+    validation = scene_segmentation("validation", image_size=side, length=60, background=0.5)
+
+    def trainer_of(model, steps: int, evaluators=()) -> ContrastiveTrainer:
+        every = max(1, steps // args.evaluations)
+        options = ContrastiveTrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            weight_decay=0.05,
+            max_grad_norm=5.0,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            logging_steps=every,
+            eval_strategy="steps" if evaluators else "no",
+            eval_steps=every,
+            save_strategy="no",
+            dataloader_drop_last=True,
+            report_to=[],
+            seed=seed,
+        )
+        return ContrastiveTrainer(model, options, collator, rows, processing_class=processor, evaluators=evaluators)
+
+    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
+    trainer = trainer_of(model, steps, [validation])
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    threshold = choose_threshold(model, processor, validation)
+    test = scene_segmentation("test", image_size=side, length=args.scenes, background=threshold)
+    found = test(model, processor)
+    draw(model, processor, test, folder)
+    curve = [(r["step"], r["eval_scenes_mIoU"]) for r in trainer.state.log_history if "eval_scenes_mIoU" in r]
+    return found | {"steps": steps, "seconds": seconds, "threshold": threshold, "curve": curve, "logs": logs(trainer)}
+
+
+def logs(trainer: ContrastiveTrainer) -> list[dict[str, float]]:
+    """Losses, scales and use of the groups along the run."""
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+def step_seconds(trial: ContrastiveTrainer) -> float:
+    """Time of a training step, from a short run on a copy of the model."""
+    start = time.perf_counter()
+    trial.train()
+    return (time.perf_counter() - start) / TRIAL_STEPS
+
+
+def choose_threshold(model, processor, validation: ZeroShotSegmentation) -> float:
+    """The threshold with the best mean IoU on validation scenes."""
+    scores = {}
+    for validation.threshold in THRESHOLDS:
+        scores[validation.threshold] = validation(model, processor)["mIoU"]
+    return max(scores, key=scores.get)
+
+
+def draw(model, processor, test: ZeroShotSegmentation, folder: Path, pictures: int = 10) -> None:
+    """Save test scenes beside their segmentation and the true masks."""
+    classes = model.class_embeddings(**processor.class_inputs(test.class_names, test.templates))
+    rows = [test.rows[index] for index in range(min(pictures, len(test.rows)))]
+    inputs = processor.segmentation_inputs([row["image"] for row in rows], **test.size)
+    found = model.segment(**inputs, class_embeds=classes, background_threshold=test.threshold)
+    for number, (row, result) in enumerate(zip(rows, found, strict=True)):
+        for name, labels in (("found", result.labels.numpy()), ("true", row["mask"])):
+            picture = row["image"].resize((448, 448))
+            labels = labels.repeat(448 // len(labels), 0).repeat(448 // len(labels), 1)
+            segmentation_overlay(picture, labels, test.labels).save(folder / f"scene{number}-{name}.png")
+
+
+def table(scores: dict[str, list[dict]]) -> str:
+    """Markdown: a row per arm with mean and standard deviation in percent, and the chance levels last."""
+    lines = ["| arm | mIoU | pixel accuracy | steps | minutes |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, runs in scores.items():
+        cells = [_cell([100 * run[metric] for run in runs]) for metric in ("mIoU", "pixel_accuracy")]
+        cells += [f"{statistics.mean(r['steps'] for r in runs):.0f}"]
+        cells += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
+        lines.append(f"| {ARMS[name][0]} | " + " | ".join(cells) + " |")
+    some = next(iter(scores.values()))[0]
+    lines.append(f"| chance: random class | {100 * some['chance_mIoU']:.1f} | | | |")
+    lines.append(f"| chance: background everywhere | {100 * some['chance_mIoU_one_class']:.1f} | | | |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
+    (args,) = parse_arguments((CompareArguments,), __doc__, argv)
+    if unknown := set(args.arms) - set(ARMS):
+        raise SystemExit(f"unknown arms {sorted(unknown)}: choose among {', '.join(ARMS)}")
+    scores: dict[str, list[dict]] = {name: [] for name in args.arms}
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    for seed, name in itertools.product(args.seeds, args.arms):
+        print(f"== {ARMS[name][0]}, seed {seed}", flush=True)
+        scores[name].append(run_arm(name, seed, args))
+        (output / "scores.json").write_text(json.dumps(scores, indent=1))
+        print(table({key: runs for key, runs in scores.items() if runs}), flush=True)
+    (output / "table.md").write_text(table(scores) + "\n")
+    return scores
+
+
+if __name__ == "__main__":
+    main()
