@@ -24,12 +24,12 @@ from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
-from hf_clipplus.data.sources import IndexedRows
+from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.evaluation.clipart import clipart_scores
 from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.build import captions_of, choose_bias, iterate
+from hf_clipplus.training.build import captions_of, choose_bias
 from hf_clipplus.training.callbacks import StepClock
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
@@ -84,7 +84,7 @@ class CompareArguments:
         default=1, metadata={"help": "Processes that compose batches; 0 does it in between the steps."}
     )
     split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
-    output_dir: str = field(default="outputs/compare_fff", metadata={"help": "Models, results.json and table.md."})
+    output_dir: str = field(default="outputs/compare_fff", metadata={"help": "Models, scores.json and table.md."})
 
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:

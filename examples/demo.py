@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 import hf_clipplus  # noqa: F401  registers the zoo's models with AutoModel
 from hf_clipplus.data.clipart import CaptionWorld, load_drawings, query_captions
+from hf_clipplus.data.sources import iterate
 from hf_clipplus.evaluation.encode import encode_images, encode_texts
 from hf_clipplus.evaluation.gallery import retrieval_gallery
 from hf_clipplus.training import parse_arguments
@@ -49,11 +50,11 @@ def gallery(folder: Path, output: Path) -> None:
     drawings = load_drawings("test")
     model_side, shown_side = model.config.vision_config.image_size, 112
     seen, shown = (CaptionWorld(drawings, image_size=side, train=False) for side in (model_side, shown_side))
-    images = [seen[index]["image"] for index in range(len(seen))]
+    images = [row["image"] for row in iterate(seen)]
     texts = [query_captions(drawing)[1] for drawing in drawings]
     queries = range(7, len(drawings), len(drawings) // 8)
     picture = retrieval_gallery(
-        [shown[index]["image"] for index in range(len(shown))],
+        [row["image"] for row in iterate(shown)],
         texts,
         encode_images(model, processor, images),
         encode_texts(model, processor, texts),

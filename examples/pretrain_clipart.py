@@ -27,10 +27,11 @@ from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.seeding import item_generator
-from hf_clipplus.data.sources import IndexedRows
+from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
-from hf_clipplus.training.build import captions_of, checkpoint_to_resume, iterate
+from hf_clipplus.training.build import captions_of
+from hf_clipplus.training.run import checkpoint_to_resume
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"

@@ -11,8 +11,6 @@ The defaults for ViT-B on web data are the recipe of FFF's main baseline, ALIP (
 0.9/0.98, 10% warm-up, cosine, clip 1); FFF's own recipe is not published: --config examples/configs/fff_vit_b32.yaml
 """
 
-import json
-import os
 from dataclasses import dataclass
 
 from transformers import AutoModel, AutoProcessor, set_seed
@@ -24,11 +22,11 @@ from hf_clipplus.training.build import (
     FFFModelArguments,
     build_collator,
     build_model,
-    checkpoint_to_resume,
     choose_bias,
     open_evaluators,
     open_training_rows,
 )
+from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
 
 
 @dataclass
@@ -82,18 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         mining_model=mining_model,
         report=report,
     )
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        with open(os.path.join(args.output_dir, "metrics.json"), "w", encoding="utf-8") as file:
-            json.dump(metrics, file, indent=2)
-        for name, value in metrics.items():
-            print(f"{name:60} {value:.4f}" if isinstance(value, float) else f"{name:60} {value}")
-        print(f"saved in {args.output_dir}")
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset)
-    return metrics
+    return train_and_save(trainer, resume, dataset=data_args.dataset)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ complete checkpoint when started again with the same output_dir.
 examples/configs/groupvit.yaml holds the published recipe for data of the size of CC12M + YFCC.
 """
 
-import json
-import os
 from dataclasses import dataclass
 
 from transformers import set_seed
@@ -20,7 +18,6 @@ from transformers import set_seed
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.build import checkpoint_to_resume
 from hf_clipplus.training.groupvit_build import (
     GroupViTModelArguments,
     build_collator,
@@ -28,6 +25,7 @@ from hf_clipplus.training.groupvit_build import (
     open_evaluators,
     open_training_rows,
 )
+from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
 
 
 @dataclass
@@ -69,18 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         evaluators=open_evaluators(model_args, data_args, image_size),
         report=report,
     )
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        with open(os.path.join(args.output_dir, "metrics.json"), "w", encoding="utf-8") as file:
-            json.dump(metrics, file, indent=2)
-        for name, value in metrics.items():
-            print(f"{name:60} {value:.4f}" if isinstance(value, float) else f"{name:60} {value}")
-        print(f"saved in {args.output_dir}")
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset)
-    return metrics
+    return train_and_save(trainer, resume, dataset=data_args.dataset)
 
 
 if __name__ == "__main__":

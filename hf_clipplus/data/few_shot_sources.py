@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .clipart import CLASS_NAMES, EMBEDDED, CaptionWorld
+from .sources import iterate
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 SPLIT_NAMES = ("train", "val", "test")
@@ -205,7 +206,7 @@ def _embedded_classes(image_size: int) -> LabelledImages:
     found = LabelledImages(list(CLASS_NAMES))
     for name, split in (("train", "train+validation"), ("test", "test")):
         world = CaptionWorld(split, image_size=image_size, train=False)
-        rows = [row for row in (world[i] for i in range(len(world))) if row["class_name"] is not None]
+        rows = [row for row in iterate(world) if row["class_name"] is not None]
         found.images[name] = [row["image"] for row in rows]
         found.labels[name] = [found.class_names.index(row["class_name"]) for row in rows]
     return found

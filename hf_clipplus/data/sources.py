@@ -247,6 +247,11 @@ def stable_id(value: Any) -> int | None:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def iterate(rows) -> Iterator[dict]:
+    """Every row of a map-style data set, in order."""
+    return (rows[index] for index in range(len(rows)))
+
+
 class IndexedRows(Dataset):
     """Adds `index` and `epoch` to every row, from which the randomness of an item is made (`seeding.item_generator`).
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld, load_drawings, query_captions
+from hf_clipplus.data.sources import iterate
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 
@@ -35,7 +36,7 @@ def clipart_evaluators(
     rows = [
         {"image": row["image"], "label": row["class_name"]}
         | dict(zip(("name", "caption"), query_captions(drawing), strict=True))
-        for row, drawing in zip((world[index] for index in range(len(world))), drawings, strict=True)
+        for row, drawing in zip(iterate(world), drawings, strict=True)
     ]
     labelled = [row for row in rows if row["label"] is not None]
     return (

@@ -3,19 +3,17 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoProcessor, AutoTokenizer
-from transformers.utils import logging
 
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.report import DataReport
-from hf_clipplus.data.sources import IndexedRows, IndexedStream, load_pairs
+from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
@@ -23,10 +21,7 @@ from hf_clipplus.ops.distributed import rank, world_size
 
 from .arguments import PairDataArguments
 from .calibrate import set_auto_bias
-from .checkpoints import last_complete_checkpoint
 from .scratch import SIZES, build_fff, train_tokenizer
-
-logger = logging.get_logger(__name__)
 
 TOKENIZER_SAMPLE = 200_000
 BIAS_BATCHES = 4
@@ -104,11 +99,6 @@ def open_evaluators(data: PairDataArguments, image_size: int, batch_size: int) -
     return [RetrievalEvaluator(rows, columns, batch_size=batch_size)]
 
 
-def iterate(rows) -> Iterator[dict]:
-    """Every row of a map-style data set, in order."""
-    return (rows[index] for index in range(len(rows)))
-
-
 def captions_of(rows: Iterable[dict]) -> Iterator[str]:
     """Every caption of every row, for a tokenizer."""
     for row in rows:
@@ -166,16 +156,6 @@ def choose_bias(model: FFFModel, rows: Iterable[dict], collator: ContrastiveColl
     stream = itertools.islice(stream, rank(), None, world_size())  # the share of positives is one among all processes
     batches = [quiet(chunk) for _ in range(BIAS_BATCHES) if (chunk := list(itertools.islice(stream, batch_size)))]
     return set_auto_bias(model, batches, device=next(model.parameters()).device)
-
-
-def checkpoint_to_resume(output_dir: str, wish: str | None) -> str | None:
-    """`--resume_from_checkpoint`: unset or "auto" takes the last complete one there is, "no" none, else that path."""
-    if wish not in (None, "auto", "true", "True"):
-        return None if wish in ("no", "none", "false", "False") else wish
-    found = last_complete_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found:
-        logger.warning(f"Resuming from {found}; --resume_from_checkpoint no starts anew.")
-    return found
 
 
 def _plain_rows(data: PairDataArguments) -> Iterable[dict]:

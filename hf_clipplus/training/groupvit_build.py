@@ -14,7 +14,7 @@ from hf_clipplus.data.nouns import TEMPLATES, NounPromptCollator, find_tagger, n
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.scene_pairs import ScenePairs
 from hf_clipplus.data.segmentation_sources import read_coco_object, read_context, read_voc
-from hf_clipplus.data.sources import IndexedRows, IndexedStream, load_pairs
+from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
 from hf_clipplus.models.groupvit.configuration_groupvit import GroupViTPlusConfig
 from hf_clipplus.models.groupvit.convert_groupvit import groupvit_from_transformers
@@ -222,6 +222,6 @@ def _texts(data: PairDataArguments):
         rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
         return itertools.islice(captions_of(rows.select_columns(["caption"])), TOKENIZER_SAMPLE)
     world = SceneWorld(data.train_split, image_size=48, length=500)
-    captions = (ScenePairs(world)[index]["caption"] for index in range(len(world)))
+    captions = (row["caption"] for row in iterate(ScenePairs(world)))
     prompts = itertools.chain.from_iterable(class_prompts(CLIPART_CLASSES, TEMPLATES))
     return itertools.chain(captions, prompts)
