@@ -116,6 +116,28 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
+def assign_state(
+    model: torch.nn.Module, state: dict[str, torch.Tensor], report: ConversionReport, float32: tuple[str, ...]
+) -> None:
+    """Put copies of converted tensors into the model, in their own number type, and switch it to eval mode.
+
+    Args:
+        model: takes them instead of its own parameters; keeps its own for keys that are `report.initialised`.
+        state: every other key of the model.
+        report: what the conversion did so far; it is completed.
+        float32: keys that are float32 whatever the checkpoint's type (scales and the bias of a loss).
+
+    Raises:
+        ValueError: a key is missing, unexpected or of the wrong shape; nothing is assigned then.
+    """
+    own = model.state_dict()
+    report.check(state, {key: tensor.shape for key, tensor in own.items()})
+    state = {key: own[key] for key in report.initialised} | state
+    state = {key: tensor.float() if key in float32 else tensor for key, tensor in state.items()}
+    model.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, strict=True, assign=True)
+    model.eval()
+
+
 def write_checkpoint(state: dict[str, torch.Tensor], path: str | Path) -> None:
     """Write tensors to a `.safetensors` file, or to a PyTorch file when the name ends otherwise."""
     state = {key: value.contiguous() for key, value in state.items()}

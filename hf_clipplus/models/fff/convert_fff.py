@@ -16,6 +16,7 @@ from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
 
 from hf_clipplus.models.open_clip_layout import (
     ConversionReport,
+    assign_state,
     from_open_clip,
     infer_tower_configs,
     read_checkpoint,
@@ -63,8 +64,7 @@ def fff_from_open_clip(
     model = FFFModel(FFFConfig(**towers, **config))
     if "logit_bias" not in state:
         report.initialised["logit_bias"] = NO_BIAS.format(bias=model.logit_bias.item())
-    report.check(state, {key: tensor.shape for key, tensor in model.state_dict().items()})
-    _assign(model, {"logit_bias": model.logit_bias.data} | state)
+    assign_state(model, state, report, float32=SCALARS)
     return model, report
 
 
@@ -112,16 +112,8 @@ def fff_to_transformers(model: FFFModel) -> tuple[CLIPModel, ConversionReport]:
     )
     report = ConversionReport(dropped={"logit_bias": BIAS_DROPPED.format(bias=state.pop("logit_bias").item())})
     report.used = [(key, key, list(tensor.shape), list(tensor.shape)) for key, tensor in state.items()]
-    report.check(state, {key: tensor.shape for key, tensor in clip.state_dict().items()})
-    _assign(clip, state)
+    assign_state(clip, state, report, float32=SCALARS)
     return clip, report
-
-
-def _assign(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Put the tensors into the model in their own number type; scale and bias in float32."""
-    state = {key: tensor.float() if key in SCALARS else tensor for key, tensor in state.items()}
-    model.load_state_dict(state, strict=True, assign=True)
-    model.eval()
 
 
 def _require_clip_towers(config: FFFConfig, where: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer, GroupViTConfig, GroupViTModel
 
-from hf_clipplus.models.open_clip_layout import ConversionReport, read_checkpoint, write_checkpoint
+from hf_clipplus.models.open_clip_layout import ConversionReport, assign_state, read_checkpoint, write_checkpoint
 
 from .configuration_groupvit import GroupViTPlusConfig
 from .layout_groupvit import from_official, infer_config, to_official
@@ -52,7 +52,7 @@ def groupvit_from_official(
     source = read_official(path)
     state, report = from_official(source)
     model = GroupViTPlusModel(infer_config(source, vision=vision, text=text, **config))
-    _assign(model, state, report)
+    assign_state(model, state, report, float32=SCALES)
     return model, report
 
 
@@ -110,7 +110,7 @@ def groupvit_from_transformers(source: str | Path | GroupViTModel, **config):
     if model.config.has_multi_label_scale:
         state["multi_label_logit_scale"] = state["logit_scale"].clone()
         report.initialised["multi_label_logit_scale"] = NO_SCALE
-    _assign(model, state, report)
+    assign_state(model, state, report, float32=SCALES)
     return model, report
 
 
@@ -140,7 +140,7 @@ def groupvit_to_transformers(model: GroupViTPlusModel) -> tuple[GroupViTModel, C
         )
     )
     report.used = [(key, key, list(tensor.shape), list(tensor.shape)) for key, tensor in state.items()]
-    _assign(theirs, state, report)
+    assign_state(theirs, state, report, float32=SCALES)
     return theirs, report
 
 
@@ -162,14 +162,6 @@ def _check_for_transformers(config: GroupViTPlusConfig) -> None:
         )
     if problems:
         raise ValueError(f"transformers' GroupViTModel cannot hold this model: {'; '.join(problems)}.")
-
-
-def _assign(model: torch.nn.Module, state: dict[str, torch.Tensor], report: ConversionReport) -> None:
-    """Check, then put the tensors into the model in their own number type; scales in float32."""
-    report.check(state, {key: tensor.shape for key, tensor in model.state_dict().items()})
-    state = {key: tensor.float() if key in SCALES else tensor for key, tensor in state.items()}
-    model.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, strict=True, assign=True)
-    model.eval()
 
 
 def main(arguments: list[str] | None = None) -> None:
