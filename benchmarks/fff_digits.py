@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from hf_clipplus.data.seeding import item_generator
+from hf_clipplus.evaluation.tables import mean_and_spread
 from hf_clipplus.ops.contrastive import sigmoid_loss, softmax_loss
 from hf_clipplus.ops.positives import default_owners, mine_positives
 
@@ -335,12 +336,6 @@ def run_setting(setting: Setting, arms: tuple[Arm, ...], seeds: list[int]) -> di
     }
 
 
-def spread(values: list[float]) -> str:
-    """Mean, and the standard deviation over seeds when there are several."""
-    mean = statistics.mean(values)
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
-
-
 def differences(result: dict) -> dict[str, dict[str, float]]:
     """FFF minus every other arm, accuracy paired by seed: mean and standard error (0 with a single seed)."""
     ours, found = result["arms"][FFF.name]["accuracy"], {}
@@ -377,8 +372,10 @@ def table(result: dict) -> str:
     ]
     for name, metrics in result["arms"].items():
         gap = f"{gaps[name]['mean']:+.1f} ± {gaps[name]['standard_error']:.1f}" if name in gaps else ""
-        lines.append(f"| {name} | {spread(metrics['accuracy'])} | {spread(metrics['recall_at_1'])} | {gap} |")
-    mined = {figure: spread(values) for figure, values in result["mining"].items()}
+        lines.append(
+            f"| {name} | {mean_and_spread(metrics['accuracy'])} | {mean_and_spread(metrics['recall_at_1'])} | {gap} |"
+        )
+    mined = {figure: mean_and_spread(values) for figure, values in result["mining"].items()}
     lines += [
         "",
         f"Chance 1.0. Mined: {mined['per_image']} pairs per image in a batch; the caption is true of the image in "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_clipplus.evaluation.tables import mean_and_spread
 from hf_clipplus.models.ape import APEForImageClassification, SearchGrid
 from hf_clipplus.models.ape.checks_ape import row_hashes
 from hf_clipplus.models.ape.processing_ape import prompt_facts
@@ -229,7 +230,7 @@ def comparison_table(results: dict[int, list[list[HeadResult]]]) -> str:
         "| --- |" + " ---: |" * (len(shots) + 3),
     ]
     for place, row in enumerate(last[0]):
-        cells = [_mean([100 * rows[place].accuracy for rows in results[k]]) for k in shots]
+        cells = [mean_and_spread([100 * rows[place].accuracy for rows in results[k]]) for k in shots]
         seconds = sum(rows[place].seconds for rows in last) / len(last)
         facts = f"{row.trained:,} | {row.stored:,} | {seconds:.2f}"
         lines.append(f"| {TITLES[row.head]} | " + " | ".join(cells) + f" | {facts} |")
@@ -244,8 +245,3 @@ def as_records(results: dict[int, list[list[HeadResult]]]) -> list[dict[str, Any
         for seed, rows in enumerate(runs)
         for row in rows
     ]
-
-
-def _mean(values: list[float]) -> str:
-    numbers = torch.tensor(values, dtype=torch.float64)
-    return f"{numbers.mean():.1f}" + (f" ± {numbers.std():.1f}" if len(values) > 1 else "")
