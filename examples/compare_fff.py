@@ -30,7 +30,7 @@ from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.build import captions_of, choose_bias
-from hf_clipplus.training.callbacks import StepClock
+from hf_clipplus.training.run import run_once, step_seconds
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
 PSEUDO_CAPTIONS = 3
@@ -77,7 +77,9 @@ class CompareArguments:
     )
     seeds: list[int] = field(default_factory=lambda: list(range(5)), metadata={"help": "Seeds of each arm."})
     minutes: float = field(default=2.7, metadata={"help": "Training time of each arm and seed."})
-    steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    steps: list[int] | None = field(
+        default=None, metadata={"help": "Steps instead of a time: one number, or one for each of --arms."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Images of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
     workers: int = field(
@@ -90,17 +92,16 @@ class CompareArguments:
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """The scores of one arm on the held-out drawings, read from `output_dir/<arm>-<seed>` if they are there."""
     record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
-    settings = {
-        key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "workers", "output_dir")
-    }
-    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
-        return found["scores"]
-    scores = train_arm(name, seed, args)
-    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
-    return scores
+    steps = None
+    if args.steps is not None:
+        steps = dict(zip(args.arms, args.steps * len(args.arms) if len(args.steps) == 1 else args.steps, strict=True))
+        steps = steps[name]
+    settings = {key: getattr(args, key) for key in ("minutes", "batch_size", "learning_rate", "split")}
+    settings |= {"steps": steps} if steps else {}
+    return run_once(record, settings, lambda: train_arm(name, seed, args, steps))
 
 
-def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+def train_arm(name: str, seed: int, args: CompareArguments, steps: int | None = None) -> dict[str, float]:
     """Train one arm, save it under `output_dir/<arm>-<seed>`, and return its scores on the held-out drawings."""
     arm = ARMS[name]
     set_seed(seed)
@@ -148,7 +149,9 @@ def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
         )
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=collator.report)
 
-    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS), rows))
+    if steps is None:
+        list(iterate(rows))  # the first look at a drawing is slow, and a short trial sees few of them again
+        steps = int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
     model.config.mining_warmup_steps = steps // 2
     trainer = trainer_of(model, steps)
     start = time.perf_counter()
@@ -164,15 +167,6 @@ def _settings(arm: Arm) -> dict:
         return {"logit_scale_init_value": 2.6592, "mining_features": None}
     mining = {"mining_features": "online", **MINING_THRESHOLDS} if arm.mining else {"mining_features": None}
     return {"logit_scale_init_value": 3.4, **mining}
-
-
-def step_seconds(trial: ContrastiveTrainer, rows: IndexedRows) -> float:
-    """Time of a step, from a short run on a copy of the model after a look at all drawings (the first is slow)."""
-    list(iterate(rows))
-    clock = StepClock()
-    trial.add_callback(clock)
-    trial.train()
-    return clock.seconds()
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:

@@ -5,7 +5,7 @@
 
 The plain ViT has the same blocks without grouping, and labels every patch by its own similarity to the class names.
 Classes are found by name alone ("a photo of a cat."); masks are never trained on. The threshold of the background is
-chosen for every arm on validation scenes.
+chosen for every arm on validation scenes. A run that is on disk with the same settings is not trained again.
 """
 
 import copy
@@ -21,6 +21,7 @@ from transformers import set_seed
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.evaluation.overlay import segmentation_overlay
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
+from hf_clipplus.evaluation.tables import mean_and_spread
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.groupvit_build import (
@@ -29,8 +30,9 @@ from hf_clipplus.training.groupvit_build import (
     build_model,
     open_training_rows,
 )
+from hf_clipplus.training.run import run_once, step_seconds
 
-TRIAL_STEPS = 15
+TRIAL_STEPS = 20
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.95, 0.99)
 ARMS = {
     "hard": ("GroupViT, hard assignment", {"model_size": "tiny"}),
@@ -45,7 +47,9 @@ ARMS = {
 class CompareArguments:
     """What is compared, and for how long."""
 
-    arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Any of: {', '.join(ARMS)}."})
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     minutes: float = field(default=15.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
@@ -57,6 +61,13 @@ class CompareArguments:
 
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+    """The scores of one arm on test scenes, read from `output_dir/<arm>-<seed>` if they are there."""
+    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
+    record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
+    return run_once(record, settings, lambda: train_arm(name, seed, args))
+
+
+def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """Train one arm, save it under `output_dir/<arm>-<seed>` with pictures, and return its scores on test scenes."""
     set_seed(seed)
     data = PairDataArguments(train_split="train")
@@ -108,13 +119,6 @@ def logs(trainer: ContrastiveTrainer) -> list[dict[str, float]]:
     return [record for record in trainer.state.log_history if "loss" in record]
 
 
-def step_seconds(trial: ContrastiveTrainer) -> float:
-    """Time of a training step, from a short run on a copy of the model."""
-    start = time.perf_counter()
-    trial.train()
-    return (time.perf_counter() - start) / TRIAL_STEPS
-
-
 def choose_threshold(model, processor, validation: ZeroShotSegmentation) -> float:
     """The threshold with the best mean IoU on validation scenes."""
     scores = {}
@@ -140,7 +144,7 @@ def table(scores: dict[str, list[dict]]) -> str:
     """Markdown: a row per arm with mean and standard deviation in percent, and the chance levels last."""
     lines = ["| arm | mIoU | pixel accuracy | steps | minutes |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, runs in scores.items():
-        cells = [_cell([100 * run[metric] for run in runs]) for metric in ("mIoU", "pixel_accuracy")]
+        cells = [mean_and_spread([100 * run[metric] for run in runs]) for metric in ("mIoU", "pixel_accuracy")]
         cells += [f"{statistics.mean(r['steps'] for r in runs):.0f}"]
         cells += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
         lines.append(f"| {ARMS[name][0]} | " + " | ".join(cells) + " |")
@@ -150,15 +154,8 @@ def table(scores: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
 def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    if unknown := set(args.arms) - set(ARMS):
-        raise SystemExit(f"unknown arms {sorted(unknown)}: choose among {', '.join(ARMS)}")
     scores: dict[str, list[dict]] = {name: [] for name in args.arms}
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,14 @@
-"""How a training script begins and ends: the checkpoint it goes on from, and what it leaves behind."""
+"""What scripts around a training share: where it goes on from, what it leaves behind, how long its steps take."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from transformers import Trainer
 from transformers.utils import logging
 
+from .callbacks import StepClock
 from .checkpoints import last_complete_checkpoint
 from .trainer import ContrastiveTrainer
 
@@ -44,3 +48,28 @@ def train_and_save(trainer: ContrastiveTrainer, resume: str | None, **card_facts
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card_facts)
     return metrics
+
+
+def run_once(record: Path, settings: Mapping[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `run` returns, read from `record` if a run with equal settings left it there, so that a comparison goes on.
+
+    Args:
+        record: JSON file; written when `run` has ended.
+        settings: everything that the result depends on, values that JSON keeps.
+        run: trains and evaluates; its result must be JSON too.
+    """
+    settings = json.loads(json.dumps(settings))
+    if record.exists() and (found := json.loads(record.read_text(encoding="utf-8")))["settings"] == settings:
+        return found["scores"]
+    scores = run()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1), encoding="utf-8")
+    return scores
+
+
+def step_seconds(trial: Trainer) -> float:
+    """Time of a training step, from a short run (on a copy of the model) whose first steps do not count."""
+    clock = StepClock()
+    trial.add_callback(clock)
+    trial.train()
+    return clock.seconds()

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.ops.cache_classifier import text_classifier
 
 from .configuration_ape import APEConfig
@@ -176,7 +177,6 @@ class APEForImageClassification(APEPreTrainedModel):
 
     # from images and texts to features
 
-    @torch.no_grad()
     def encode_views(
         self,
         images: Sequence[Any],
@@ -195,20 +195,19 @@ class APEForImageClassification(APEPreTrainedModel):
             augment: `(image, view, index) -> image`; None leaves images as they are.
             batch_size: images per forward pass.
         """
-        was_training = self.training
-        self.eval()
         weight = next(self.backbone.parameters())
         passes = []
-        for view in range(views):
-            parts = []
-            for start in range(0, len(images), batch_size):
-                batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-                if augment is not None:
-                    batch = [augment(image, view, start + i) for i, image in enumerate(batch)]
-                pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(weight.device, weight.dtype)
-                parts.append(self.backbone.get_image_features(pixels).pooler_output.float().cpu())
-            passes.append(torch.cat(parts))
-        self.train(was_training)
+        with evaluation_mode(self):
+            for view in range(views):
+                parts = []
+                for start in range(0, len(images), batch_size):
+                    batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+                    if augment is not None:
+                        batch = [augment(image, view, start + i) for i, image in enumerate(batch)]
+                    pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
+                    found = self.backbone.get_image_features(pixels.to(weight.device, weight.dtype))
+                    parts.append(found.pooler_output.float().cpu())
+                passes.append(torch.cat(parts))
         return torch.stack(passes)
 
     @torch.no_grad()
