@@ -113,6 +113,9 @@ def set_auto_bias(model: nn.Module, batches: Iterable[dict], *, device: torch.de
 
     Returns:
         The bias.
+
+    Raises:
+        ValueError: the batches hold no pair that is not positive, e.g. a single image.
     """
     cosines, positives, pairs = 0.0, 0, 0
     for batch in batches:
@@ -126,6 +129,12 @@ def set_auto_bias(model: nn.Module, batches: Iterable[dict], *, device: torch.de
         targets = {key: value for key, value in batch.items() if key not in names}
         positives += model.contrast(found, **targets)["positives"].shape[1]
         pairs += images * captions
+    if positives >= pairs:
+        raise ValueError(
+            f"all {pairs} image-caption pairs of the first batches are positive: without negatives there is nothing "
+            "to contrast and no bias to choose. Use more images per batch, or start from the model's bias "
+            "(bias_init='config')."
+        )
     bias = auto_bias(cosines / pairs, positives / pairs, model.logit_scale.item())
     model.logit_bias.fill_(bias)
     return bias

@@ -125,5 +125,5 @@ def test_mean_logit_is_the_logit_of_the_share_of_positives(sizes):
 
 
 def test_bias_needs_negatives():
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+    with pytest.raises(ValueError, match="more images per batch"):
         set_auto_bias(Towers(), [make_batch(1, 2)], device=torch.device("cpu"))
