@@ -77,6 +77,8 @@ DUAL_ENCODER_SKIPPED = {
     "test_hidden_states_output": _TWO_TOWERS,
     "test_retain_grad_hidden_states_attentions": _TWO_TOWERS,
 }
+# The longest upstream test: a deprecated argument with every dtype. `make test-all` runs it
+pytest.mark.slow(ModelTesterMixin.test_bc_torch_dtype)
 
 
 class ModelTests(ModelTesterMixin):

@@ -3,6 +3,7 @@
 import unittest
 from functools import partial
 
+import pytest
 import suite
 
 from hf_clipplus import FFFConfig, FFFModel, FFFProcessor
@@ -14,6 +15,7 @@ class FFFModelTest(suite.ModelTests, unittest.TestCase):
     additional_model_inputs = ["input_ids"]
 
 
+@pytest.mark.slow
 class FFFWithSiglipTowersTest(FFFModelTest):
     tester_class = partial(suite.DualEncoderTester, FFFConfig, "siglip")
 
