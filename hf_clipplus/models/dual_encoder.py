@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .pooled_layer import SUPPORTED_ATTENTION, allow_pooling
 from .text_buckets import encode_in_buckets, text_lengths
 
 logger = logging.get_logger(__name__)
@@ -56,6 +57,7 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "CLIPTextEmbeddings",
         "CLIPEncoderLayer",
+        "CLIPPooledEncoderLayer",
         "CLIPVisionEmbeddings",
         "SiglipTextEmbeddings",
         "SiglipEncoderLayer",
@@ -108,6 +110,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         if config.has_siglip_towers:
             self.visual_projection, self.text_projection = nn.Identity(), nn.Identity()
         else:
+            allow_pooling(self.text_model)
+            allow_pooling(self.vision_model)
             self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         shape = (1,) if config.has_siglip_towers else ()  # the published shapes
@@ -157,7 +161,10 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
     def encode_image(self, pixel_values: torch.Tensor, normalize: bool = True, **kwargs) -> torch.Tensor:
         """Image embeddings `[N, D]`, L2-normalised unless told otherwise."""
-        embeds = self.get_image_features(pixel_values, **kwargs).pooler_output
+        if kwargs or not self._can_pool(self.config.vision_config):
+            embeds = self.get_image_features(pixel_values, **kwargs).pooler_output
+        else:
+            embeds = self._pooled_image_embeds(pixel_values)
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def encode_text(
@@ -181,12 +188,15 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     ) -> DualEncoderEmbeddings:
         """First public step: inputs to embeddings. Either side may be left out.
 
-        In training, a CLIP text tower encodes texts in groups of like length (`text_buckets`): the embeddings are the
-        same, at the cost of the tokens that are there, and `text_model_output` is left out. Asking for any
-        `output_...`, or `eval()`, gives it.
+        In training, CLIP towers do no more than the embeddings need: texts are encoded in groups of like length
+        (`text_buckets`), the last layer computes the pooled token alone (`pooled_layer`), and the towers' outputs are
+        left out. Asking for any `output_...`, or `eval()`, gives them.
         """
         found = DualEncoderEmbeddings()
-        if pixel_values is not None:
+        if pixel_values is not None and self.training and not kwargs and self._can_pool(self.config.vision_config):
+            embeds = self._pooled_image_embeds(pixel_values, interpolate_pos_encoding)
+            found["image_embeds"] = F.normalize(embeds, dim=-1)
+        elif pixel_values is not None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             found["vision_model_output"], found["image_embeds"] = vision, F.normalize(vision.pooler_output, dim=-1)
         if input_ids is not None and self.training and not kwargs and self._can_trim_texts(input_ids):
@@ -209,16 +219,36 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
     def _can_trim_texts(self, input_ids: torch.Tensor) -> bool:
         """Whether the tower pools at the end token under a causal mask, and nobody wants what stands behind it."""
-        text = self.config.text_config
-        wanted = self.config.output_hidden_states or self.config.output_attentions or text.output_attentions
         ready = input_ids.ndim == 2 and len(input_ids) > 0 and not torch.compiler.is_compiling()
-        return text.model_type == "clip_text_model" and ready and not (wanted or text.output_hidden_states)
+        return ready and self._only_pooled(self.config.text_config)
+
+    def _can_pool(self, tower) -> bool:
+        """Whether the last layer of this tower may leave out what is not pooled."""
+        return self._only_pooled(tower) and tower._attn_implementation in SUPPORTED_ATTENTION
+
+    def _only_pooled(self, tower) -> bool:
+        """Whether it is a CLIP tower, and nobody wants more of it than the pooled token."""
+        wanted = (config.output_hidden_states or config.output_attentions for config in (self.config, tower))
+        return tower.model_type in ("clip_text_model", "clip_vision_model") and not any(wanted)
+
+    def _pooled_image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        first = torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device)
+        return self.get_image_features(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, pooled_positions=first
+        ).pooler_output
 
     def _trimmed_text_embeds(self, input_ids, attention_mask=None, position_ids=None) -> torch.Tensor:
         input_ids, attention_mask = self._fit_context(input_ids, attention_mask)
+        end_token = self.config.text_config.eos_token_id
+
+        def encode(input_ids, attention_mask, position_ids):
+            pool = self._can_pool(self.config.text_config)
+            pooled = {"pooled_positions": text_lengths(input_ids, end_token) - 1} if pool else {}
+            return self.get_text_features(input_ids, attention_mask, position_ids, **pooled).pooler_output
+
         return encode_in_buckets(
-            lambda *inputs: self.get_text_features(*inputs).pooler_output,
-            text_lengths(input_ids, self.config.text_config.eos_token_id),
+            encode,
+            text_lengths(input_ids, end_token),
             input_ids,
             attention_mask,
             None if position_ids is None else position_ids[:, : input_ids.shape[1]],
