@@ -76,8 +76,8 @@ def open_labelled(args: EvaluationArguments) -> datasets.Dataset:
     return rows.cast_column(args.image_column, datasets.Image(decode=False))
 
 
-def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, str, object]]:
-    """(task, data set, protocol, evaluator) of everything that was asked for."""
+def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, object]]:
+    """(data set, protocol, evaluator) of everything that was asked for."""
     options = {"batch_size": args.batch_size, "autocast_dtype": DTYPES[args.autocast], "progress": True}
     embedded = "clipart" in (args.classification, args.retrieval)
     clipart = clipart_evaluators(args.split, image_size=args.image_size, **options) if embedded else (None, None)
@@ -101,11 +101,11 @@ def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, str, obj
     if args.classification != "none":
         protocol = f"{len(classification.templates)} templates"
         protocol += f", {size}" if args.classification == "clipart" else ""
-        wanted.append(("zero-shot-image-classification", args.classification, protocol, classification))
+        wanted.append((args.classification, protocol, classification))
     if args.retrieval != "none":
         protocol = f"{len(retrieval.images)} images, {len(retrieval.captions)} captions"
         protocol += f", {size}" if args.retrieval == "clipart" else ""
-        wanted.append(("image-text-retrieval", args.retrieval, protocol, retrieval))
+        wanted.append((args.retrieval, protocol, retrieval))
     return wanted
 
 
@@ -122,9 +122,9 @@ def main(argv: Sequence[str] | None = None) -> Results:
         "command": shlex.join(["python", "examples/evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
         "hardware": describe_hardware(),
     }
-    for task, dataset, protocol, evaluator in build_evaluators(args):
+    for dataset, protocol, evaluator in build_evaluators(args):
         for metric, value in evaluator(model, processor).items():
-            results.add(metric, value, task=task, dataset=dataset, protocol=protocol, **facts)
+            results.add(metric, value, task=evaluator.task, dataset=dataset, protocol=protocol, **facts)
     results.to_json(output)
     print(results.to_markdown())
     print(f"{len(results.entries)} numbers in {output}")

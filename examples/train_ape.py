@@ -38,8 +38,6 @@ from hf_clipplus.training.few_shot_compare import (
 )
 from hf_clipplus.training.few_shot_recipes import RECIPES, grids_of, settings_of
 
-CARD = Path(__file__).parents[1] / "model_cards" / "ape.md"
-
 
 @dataclass
 class Arguments:
@@ -106,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[int, list]:
             results.setdefault(shots, []).append(rows)
             if args.save and shots == max(args.shots) and seed == 0:
                 row = next(row for row in rows if row.head == args.save)
-                facts = {"dataset": Path(args.dataset).name, "template": CARD.read_text(encoding="utf-8")}
+                facts = {"dataset": Path(args.dataset).name, "seed": seed, "repo_id": args.hub_model_id}
                 save_few_shot(models[row.head], base, processor, output / row.head, row, **facts)
     if args.save and args.hub_model_id:
         push_few_shot(output / args.save, args.hub_model_id)

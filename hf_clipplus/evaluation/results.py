@@ -4,13 +4,14 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, EvalResultEntry
 
 COUNTS = ("samples", "classes", "classes_without_samples", "images", "captions", "blank_captions")
 """Numbers of the evaluators that are no scores: in the JSON, not in tables of scores and not in the model-index."""
@@ -144,6 +145,20 @@ class Results:
             if not metric.startswith("chance_")
         ]
 
+    def to_eval_entries(self) -> list[EvalResultEntry]:
+        """The scores on data sets of the Hub, as its `.eval_results/*.yaml` files want them (mean over seeds)."""
+        return [
+            EvalResultEntry(
+                dataset_id=dataset,
+                task_id=metric,
+                value=statistics.mean(entry.value for entry in entries),
+                date=max(entry.date for entry in entries),
+                notes=", ".join(filter(None, [split, protocol, f"{len(entries)} seeds" if len(entries) > 1 else ""])),
+            )
+            for (_, _, dataset, split, protocol, metric), entries in self._scores().items()
+            if is_hub_id(dataset) and not metric.startswith("chance_")
+        ]
+
     def _scores(self) -> dict[tuple, list[Result]]:
         """Entries that are no counts, by measurement."""
         groups = {}
@@ -151,6 +166,11 @@ class Results:
             if entry.metric not in COUNTS:
                 groups.setdefault(entry.measurement, []).append(entry)
         return groups
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name is `owner/name` and no path of this machine."""
+    return bool(name) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not os.path.exists(name)
 
 
 def describe_hardware() -> str:

@@ -38,6 +38,8 @@ class RetrievalEvaluator:
         ValueError: there are no rows, or some have no caption (their indices are named).
     """
 
+    task = "image-text-retrieval"
+
     def __init__(
         self,
         rows: Sequence,

@@ -59,6 +59,8 @@ class ZeroShotSegmentation:
         ValueError: there are no rows, or class names are blank or repeated.
     """
 
+    task = "image-segmentation"
+
     def __init__(
         self,
         rows: Sequence,

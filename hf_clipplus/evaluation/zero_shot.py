@@ -55,6 +55,8 @@ class ZeroShotClassification:
             ClassLabel column's.
     """
 
+    task = "zero-shot-image-classification"
+
     def __init__(
         self,
         rows: Sequence,

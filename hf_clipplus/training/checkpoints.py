@@ -39,7 +39,7 @@ def _is_whole(file: Path) -> bool:
     if file.suffix in (".pt", ".pth", ".bin"):
         return zipfile.is_zipfile(file)
     if file.suffix == ".safetensors":
-        return _is_whole_safetensors(file)
+        return is_whole_safetensors(file)
     if file.suffix == ".json":
         try:
             _read_json(file)
@@ -53,7 +53,8 @@ def _read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _is_whole_safetensors(file: Path) -> bool:
+def is_whole_safetensors(file: Path) -> bool:
+    """Whether a file is in safetensors' format and ends where its header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -1,4 +1,4 @@
-"""The way of a trained model to the Hub: the model and its card go up, the state of the training stays here."""
+"""`Trainer` that pushes: the model, its card and its numbers go up by one commit, the state of the training stays."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
-from .card import write_card
+from .publish import publish
+from .trainer_card import RESULTS_FILE, write_card
 
 # Trainer uploads all of output_dir: training_args.bin (a pickle that nothing reads), logs, whatever else lies there
 MODEL_FILES = (
@@ -21,6 +22,7 @@ MODEL_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "README.md",
+    RESULTS_FILE,
 )
 
 
@@ -32,7 +34,7 @@ class PushingTrainer(Trainer):
     """
 
     def create_model_card(self, model_name: str | None = None, dataset: str | None = None, **kwargs) -> None:
-        """Write `README.md` in `output_dir` from what the trainer saw.
+        """Write `README.md` and `results.json` in `output_dir` from what the trainer saw.
 
         Args:
             model_name: title of the card; the name of `output_dir` when None.
@@ -60,7 +62,8 @@ class PushingTrainer(Trainer):
             return None
         self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
         self._finish_current_push()
-        return self._upload(commit_message, run_as_future=not blocking, token=token, revision=revision)
+        options = {"token": token, "revision": revision}
+        return self._publish(commit_message, **options) if blocking else self._publish_later(commit_message, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -73,24 +76,41 @@ class PushingTrainer(Trainer):
             if any(fnmatch(file.name, pattern) for pattern in patterns):
                 shutil.copy(file, self.args.output_dir)
         message = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._upload(message, run_as_future=True)]
+        jobs = [self._publish_later(message)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
-            whole = {"folder_path": checkpoint_folder, "path_in_repo": name, "allow_patterns": None}
-            jobs.append(self._upload(f"{message}, checkpoint", run_as_future=True, **whole))
+            jobs.append(
+                hf_api().upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=checkpoint_folder,
+                    path_in_repo=name,
+                    commit_message=f"{message}, checkpoint",
+                    token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                    run_as_future=True,
+                )
+            )
         if busy:
             self.push_in_progress.jobs.extend(jobs)
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def _upload(self, message: str, *, token: str | None = None, revision: str | None = None, **options):
-        options = {"folder_path": self.args.output_dir, "allow_patterns": self._model_files(), **options}
-        return hf_api().upload_folder(
-            repo_id=self.hub_model_id,
-            commit_message=message,
+    def _publish_later(self, message: str, **options):
+        return hf_api().run_as_future(self._publish, message, **options)
+
+    def _publish(self, message: str, *, token: str | None = None, revision: str | None = None):
+        patterns = self._model_files()
+        files = {
+            file.name: file
+            for file in Path(self.args.output_dir).iterdir()
+            if any(fnmatch(file.name, pattern) for pattern in patterns)
+        }
+        return publish(
+            self.hub_model_id,
+            files,
+            message=message,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
-            **options,
         )
 
     def _model_files(self) -> list[str]:

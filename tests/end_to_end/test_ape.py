@@ -35,7 +35,7 @@ def test_example_and_what_it_saved(tmp_path):
     assert {row["protocol"] for row in rows} == {"honest"}
     assert (tmp_path / "accuracy.png").is_file()
     folder = tmp_path / "ape"
-    assert "protocol | honest" in (folder / "README.md").read_text()
+    assert "- protocol: honest" in (folder / "README.md").read_text()
     assert rows[0]["prompts_sha256"] in (folder / "README.md").read_text()
     assert {path.name for path in folder.glob("*.safetensors")} == {"model.safetensors"}
     assert run(["-c", FRESH], folder).split()[-1] == "24"

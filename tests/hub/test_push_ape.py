@@ -13,13 +13,13 @@ from PIL import Image
 from huggingface_hub import hf_hub_download
 repo, folder = sys.argv[1:]
 card = open(hf_hub_download(repo, "README.md")).read()
-assert f'"{repo}"' in card and f'"{repo}-base"' in card, card
+assert f'"{repo}"' in card and f"base_model: {repo}-base" in card, card
 pulled, local = (AutoModelForImageClassification.from_pretrained(each).eval() for each in (repo, folder))
 pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
     torch.testing.assert_close(pulled(pixels).logits, local(pixels).logits, rtol=1e-5, atol=1e-4)
 picture = Image.new("RGB", (60, 60), "red")
-few_shot = pipeline("image-classification", model=pulled, image_processor=f"{repo}-base")(picture, top_k=100)
+few_shot = pipeline("image-classification", model=pulled, image_processor=repo)(picture, top_k=100)
 zero_shot = pipeline("image-classification", model=f"{repo}-base")(picture, top_k=100)
 assert len(few_shot) == len(zero_shot) == 24
 assert few_shot != zero_shot

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from hf_clipplus.evaluation.results import COUNTS
+
 ROOT = Path(__file__).parents[2]
 MODEL_FILES = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-PUSHED = MODEL_FILES | {"README.md", ".gitattributes"}
+PUSHED = MODEL_FILES | {"README.md", "results.json", ".gitattributes"}
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/<])/(?:tmp|home|root|work|mnt|usr|var|opt|private|Users)/|[A-Za-z]:\\\\""")
 
 CONSUMER = """
@@ -96,17 +98,35 @@ def test_the_card_says_what_the_trainer_saw(hub, trained):
     facts = yaml.safe_load(card.split("---\n")[1])
     assert facts["library_name"] == "hf_clipplus"
     assert facts["pipeline_tag"] == "zero-shot-image-classification"
-    assert facts["tags"] == ["transformers", "clipplus_fff"]
+    assert facts["tags"] == ["transformers", "clipplus_fff", "arxiv:2405.10286"]
     assert not {"base_model", "datasets"} & set(facts), "it started from nothing, on no data set of the Hub"
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert snippet.startswith("import hf_clipplus")
-    compile(snippet, "README.md", "exec")
     assert snippet.count('"org/fff-plus"') == 3
     assert "- images in a step: 8\n" in card
     assert "- learning_rate: 0.001\n" in card
-    assert "Steps: 2." in card
+    assert "- steps: 2\n" in card
+
+
+def test_every_number_of_the_card_is_in_the_results(hub, trained):
+    card = hub.files("org/fff-plus")["README.md"].decode()
     metrics = json.loads((trained / "out" / "metrics.json").read_text())
-    assert f"| eval_clipart_zero_shot_top5 | {metrics['eval_clipart_zero_shot_top5']:.4g} |" in card
+    entries = json.loads(hub.files("org/fff-plus")["results.json"])["results"]
+    values = {(entry["dataset"], entry["metric"]): entry["value"] for entry in entries}
+    assert values["clipart_zero_shot", "top5"] == metrics["eval_clipart_zero_shot_top5"]
+    name = "text_to_image_R@1"
+    assert values["clipart_retrieval_by_name", name] == metrics[f"eval_clipart_retrieval_by_name_{name}"]
+    told = [line.split(" | ") for line in card.splitlines() if line.startswith("| org/fff-plus |")]
+    assert {(cells[2], cells[5], cells[6].rstrip(" |")) for cells in told} == {
+        (*key, f"{value:.4f}") for key, value in values.items() if key[1] not in COUNTS
+    }
+    index = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    scores = {
+        (entry["dataset"]["type"], metric["type"], metric["value"]) for entry in index for metric in entry["metrics"]
+    }
+    assert scores == {
+        (*key, value) for key, value in values.items() if key[1] not in COUNTS and "chance" not in key[1]
+    }
     assert "_per_second" not in card
 
 
@@ -130,7 +150,7 @@ def test_pushes_while_training_and_resuming(hub, trained):
     state = json.loads((trained / "again" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     commits = {commit.title: set(commit.files) for commit in hub.repo("org/again").commits.values()}
-    assert commits["Training in progress, step 1"] == PUSHED - {"README.md"}
+    assert commits["Training in progress, step 1"] == PUSHED - {"README.md", "results.json"}
     assert set(hub.files("org/again")) == PUSHED
     assert all(files <= PUSHED for files in commits.values())
     assert "base_model: org/fff-plus\n" in hub.files("org/again")["README.md"].decode()
