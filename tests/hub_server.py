@@ -4,6 +4,7 @@
         subprocess.run([...], env=hub.environment(tmp_path))   # huggingface_hub reads its environment once, at import
         hub.files("org/model")                                 # {path: bytes} at the head of main
         hub.requests                                           # [(method, path), ...]
+    hub.cut = lambda method, path: 0 if method == "PUT" else None    # the connection breaks off
 
 Models, datasets and Spaces; branches, tags and old commits stay readable. What a test needs and this does not speak
 (pull requests, gated repositories, Xet) is answered with 404 or 400, never with a guess.
@@ -119,12 +120,18 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The store and the address under which it is served."""
+    """The store and the address under which it is served.
+
+    `requests` are (method, path), `ranges` (path, Range header) of all that was asked. `cut(method, path)` may say
+    after how many bytes of its body an answer is broken off (0: the request is not even carried out).
+    """
 
     url: str = ""
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    ranges: list[tuple[str, str]] = field(default_factory=list)
+    cut: Callable[[str, str], int | None] = lambda method, path: None
     lock: Any = field(default_factory=threading.RLock)
 
     def environment(self, home: str | os.PathLike, **more: str) -> dict[str, str]:
@@ -165,6 +172,11 @@ class Request:
     @property
     def repo(self) -> Repo:
         return self.hub.repo(self.id, self.kind)
+
+    @property
+    def is_private(self) -> bool:
+        found = self.hub.repos.get((self.kind, self.id))
+        return found is not None and found.private
 
 
 @dataclass
@@ -402,7 +414,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         address, body = urlsplit(self.path), self.read_body()
-        self.hub.requests.append((self.command, unquote(address.path)))
+        asked = (self.command, unquote(address.path))
+        self.hub.requests.append(asked)
+        if self.headers["Range"]:
+            self.hub.ranges.append((asked[1], self.headers["Range"]))
+        cut = self.hub.cut(*asked)
+        if cut == 0:
+            self.close_connection = True
+            return
         try:
             with self.hub.lock:
                 found = self.run(
@@ -418,7 +437,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(found.data)
+            self.wfile.write(found.data[:cut])
+            self.close_connection = self.close_connection or cut is not None
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
@@ -428,7 +448,10 @@ class _Handler(BaseHTTPRequestHandler):
                 parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
                 if method not in ("GET", "HEAD", "PUT") and "Authorization" not in self.headers:
                     raise HubError(401, None, "Invalid username or password.")
-                return function(Request(self.hub, body, query, self.headers["Range"], **parts))
+                request = Request(self.hub, body, query, self.headers["Range"], **parts)
+                if "id" in parts and request.is_private and "Authorization" not in self.headers:
+                    raise HubError(401, "RepoNotFound", "Invalid username or password.")
+                return function(request)
         raise HubError(404, None, f"this double has no {self.command} {path}")
 
     def read_body(self) -> bytes:

@@ -4,12 +4,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .configuration_zoo import ZooConfig
+
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 @strict
-class DualEncoderConfig(PreTrainedConfig):
+class DualEncoderConfig(ZooConfig):
     """Two tower configurations and what joins them.
 
     Args:

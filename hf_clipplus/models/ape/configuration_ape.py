@@ -6,11 +6,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from hf_clipplus.models.configuration_zoo import ZooConfig
+
 HEAD_NAMES = ("zero_shot", "tip", "tip_f", "ape", "gda", "proker")
 
 
 @strict
-class APEConfig(PreTrainedConfig):
+class APEConfig(ZooConfig):
     """A CLIP-like backbone and a few-shot head on its image features (APE: 2304.01195).
 
     `APEForImageClassification.fit` sets everything but the backbone.

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from hf_clipplus.models.configuration_zoo import ZooConfig
 from hf_clipplus.ops.grouping import MULTI_LABEL_FORMS
 
 # The text tower of the released models; transformers' CLIPTextConfig has CLIP's own, twice as wide
@@ -112,7 +113,7 @@ class GroupViTPlusVisionConfig(PreTrainedConfig):
 
 
 @strict
-class GroupViTPlusConfig(PreTrainedConfig):
+class GroupViTPlusConfig(ZooConfig):
     """GroupViT (2202.11094): an image encoder that groups, CLIP's text transformer, and two projectors.
 
     Args:

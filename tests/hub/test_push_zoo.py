@@ -1,0 +1,148 @@
+"""Every variant and its adapters to the Hub and back: in a fresh process, offline, and where the package is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from answers import answers
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tiny_zoo import CLASSES, pictures, tiny
+
+from hf_clipplus import get_variant, list_models
+from hf_clipplus.evaluation.results import Results
+from hf_clipplus.hub import push
+from hf_clipplus.models.ape import APEForImageClassification
+from hf_clipplus.tuners.ape_t import attach_ape_t
+
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+STRANGER = """
+import sys
+import hf_clipplus
+from answers import answers, ask_pipeline, same
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
+
+for repo, auto, *tasks in (line.split() for line in sys.stdin):
+    snapshot_download(repo)
+    model = getattr(sys.modules["transformers"], auto).from_pretrained(repo)
+    processor = AutoProcessor.from_pretrained(repo)
+    assert type(model).__module__.startswith("hf_clipplus."), "the package wins over the bundle"
+    assert same(answers(model, processor), load_file(f"{repo.partition('/')[2]}.safetensors")), repo
+    for task in tasks:
+        by_name, by_hand = (ask_pipeline(pipe, task) for pipe in (
+            pipeline(task, model=repo),
+            pipeline(task, model=model, processor=processor, image_processor=processor.image_processor,
+                     tokenizer=processor.tokenizer)))
+        assert by_name == by_hand and by_name, (repo, task)
+    if not tasks:
+        continue
+    model.save_pretrained("again"), processor.save_pretrained("again")
+    config = type(AutoModel.from_pretrained("again").config).from_pretrained("again").to_dict()
+    assert "auto_map" not in config and "custom_pipelines" not in config, "the copy has no code of its own"
+"""
+WITHOUT_THE_PACKAGE = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_clipplus":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+
+import transformers
+from answers import answers, ask_pipeline, same
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from transformers import AutoProcessor, pipeline
+
+def check(source, auto, expected):
+    model = getattr(transformers, auto).from_pretrained(source, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert isinstance(model, transformers.PreTrainedModel) and isinstance(processor, transformers.ProcessorMixin)
+    assert same(answers(model, processor), expected), source
+    return model, processor
+
+for repo, auto, *tasks in (line.split() for line in sys.stdin):
+    name = repo.partition("/")[2]
+    expected = load_file(f"{name}.safetensors")
+    model, processor = check(repo, auto, expected)
+    for task in tasks:
+        assert ask_pipeline(pipeline(task, model=repo, trust_remote_code=True), task), (repo, task)
+    local, _ = check(snapshot_download(repo), auto, expected)  # a folder: transformers makes a second copy of the code
+    local.save_pretrained(f"again-{name}"), processor.save_pretrained(f"again-{name}")
+    check(f"again-{name}", auto, expected)
+    try:
+        getattr(transformers, auto).from_pretrained(repo, trust_remote_code=False)
+    except ValueError as error:
+        assert "custom code" in str(error)
+    else:
+        raise AssertionError("code was run that nobody trusted")
+"""
+
+
+def a_result(repo_id: str) -> Results:
+    results = Results()
+    facts = {"task": "image-classification", "dataset": "timm/pets", "split": "test", "model": "runs/1"}
+    results.add("top1", 0.25, **facts, seed=3, command="python evaluate.py --data /data/pets")
+    return results
+
+
+@pytest.fixture(scope="module")
+def lines(hub, author, tmp_path_factory):
+    """The folder of all answers, and lines "repository, Auto class, tasks that it serves" of variants and adapters."""
+    folder, variants, adapters = tmp_path_factory.mktemp("pushed"), [], []
+
+    def remember(model, processor, repo_id, found):
+        save_file(answers(model, processor), folder / f"{repo_id.partition('/')[2]}.safetensors")
+        variant = get_variant(model.config.model_type.removeprefix("clipplus_"))
+        tasks = [] if found is adapters else variant.tasks
+        found.append(" ".join([repo_id, variant.auto_classes[0 if found is variants else -1], *tasks]))
+
+    for name in list_models():
+        model, processor = tiny(name)
+        repo_id = f"org/{name}-plus"
+        push(model, processor, repo_id, results=a_result(repo_id), bundle=True, license="cc0-1.0")
+        remember(model, processor, repo_id, variants)
+
+    base, processor = tiny("fff")
+    base.name_or_path = "org/fff-plus"
+    lora = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    push(lora, processor, "org/lora-plus")
+    remember(lora, processor, "org/lora-plus", adapters)
+
+    backbone, processor = tiny("ape")
+    zero_shot = APEForImageClassification.from_clip(backbone.backbone).set_classes(CLASSES, processor)
+    push(zero_shot, processor, "org/zero-shot-plus")
+    zero_shot.name_or_path = "org/zero-shot-plus"
+    features = zero_shot.encode_views(pictures(6), processor)
+    adapted = attach_ape_t(zero_shot, features, [0, 1, 2] * 2, num_channels=6)
+    torch.nn.init.normal_(adapted.get_base_model().classifier.ape_t_res["default"])
+    push(adapted, processor, "org/ape-t-plus")
+    remember(adapted, processor, "org/ape-t-plus", adapters)
+    return folder, variants, adapters
+
+
+def run(script: str, lines: list[str], folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def test_a_stranger_gets_the_same_models_and_then_needs_neither_network_nor_package(hub, lines):
+    folder, variants, adapters = lines
+    alike = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{HERE}:{ROOT}"}
+    environment = hub.environment(folder / "stranger", **alike)
+    run(STRANGER, variants + adapters, folder, environment)
+    before = len(hub.requests)
+    run(WITHOUT_THE_PACKAGE, variants, folder, environment | {"HF_HUB_OFFLINE": "1"})
+    assert len(hub.requests) == before
