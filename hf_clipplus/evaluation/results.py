@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, EvalResultEntry
 
 COUNTS = ("samples", "classes", "classes_without_samples", "images", "captions", "blank_captions")
 """Numbers of the evaluators that are no scores: in the JSON, not in tables of scores and not in the model-index."""
+MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,14 @@ class Results:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: the file is not of that form; the message names the file.
+            ValueError: the file is not of that form, or larger than any list of results; the message names the file.
         """
+        if (size := os.path.getsize(file)) > MAX_BYTES:
+            raise ValueError(f"{file} has {size:,} bytes, a results file at most {MAX_BYTES:,}.")
         try:
             entries = json.loads(Path(file).read_text(encoding="utf-8"))["results"]
             return cls([Result(**entry) for entry in entries])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             known = [each.name for each in fields(Result)]
             raise ValueError(f"{file} is no results file ({{'results': [{known}, ...]}}): {error}") from error
 

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,7 +70,7 @@ class EndpointHandler:
 
     def __init__(self, path: str = "", limits: Limits = Limits()):
         with suppress(ImportError):  # where the package is installed, its classes are used
-            import hf_clipplus  # noqa: F401
+            import_module("hf_clipplus")
         self.pipeline = pipeline(TASK, model=path, trust_remote_code=True)  # the code that lies beside this file
         self.limits = limits
         hosts = os.environ.get("HANDLER_ALLOWED_HOSTS", "").split(",")

@@ -48,11 +48,13 @@ def two_towers(variant):
 
 
 def groupvit(variant):
+    """As wide as a published head, so that its converter can tell the number of heads."""
     tokenizer = tiny_tokenizer()
-    groups = {"depths": [1, 1, 0], "num_group_tokens": [6, 3, 0], "num_output_groups": [6, 3]}
-    vision = {"hidden_size": 16, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8} | groups
+    one_head = {"hidden_size": 64, "num_attention_heads": 1}
+    groups = {"depths": [1, 1, 1], "num_group_tokens": [6, 3, 0], "num_output_groups": [6, 3]}
+    vision = one_head | groups | {"image_size": SIDE, "patch_size": 8}
     joint = {"projection_dim": 12, "projection_intermediate_dim": 20}
-    config = GroupViTPlusConfig(text_config=text_tower(tokenizer), vision_config=vision, **joint)
+    config = GroupViTPlusConfig(text_config=text_tower(tokenizer) | one_head, vision_config=vision, **joint)
     return GroupViTPlusModel(config), GroupViTPlusProcessor.from_tokenizer(tokenizer, image_size=SIDE)
 
 
