@@ -18,8 +18,8 @@ from hf_clipplus.models.ape import APEForImageClassification
 from hf_clipplus.tuners.ape_t import attach_ape_t
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
-STRANGER = """
-import sys
+STRANGER = r"""
+import re, sys
 import hf_clipplus
 from answers import answers, ask_pipeline, same
 from huggingface_hub import snapshot_download
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
 
 for repo, auto, *tasks in (line.split() for line in sys.stdin):
-    snapshot_download(repo)
+    folder = snapshot_download(repo)
     model = getattr(sys.modules["transformers"], auto).from_pretrained(repo)
     processor = AutoProcessor.from_pretrained(repo)
     assert type(model).__module__.startswith("hf_clipplus."), "the package wins over the bundle"
@@ -40,6 +40,8 @@ for repo, auto, *tasks in (line.split() for line in sys.stdin):
         assert by_name == by_hand and by_name, (repo, task)
     if not tasks:
         continue
+    (sample,) = re.findall(r"```python\n(.*?)```", open(f"{folder}/README.md").read(), flags=re.DOTALL)
+    exec(sample, {})
     model.save_pretrained("again"), processor.save_pretrained("again")
     config = type(AutoModel.from_pretrained("again").config).from_pretrained("again").to_dict()
     assert "auto_map" not in config and "custom_pipelines" not in config, "the copy has no code of its own"
@@ -140,6 +142,8 @@ def run(script: str, lines: list[str], folder: Path, environment: dict[str, str]
 
 def test_a_stranger_gets_the_same_models_and_then_needs_neither_network_nor_package(hub, lines):
     folder, variants, adapters = lines
+    for name in ("picture.jpg", "street.jpg"):  # what the samples of the cards open
+        pictures(1)[0].resize((64, 48)).save(folder / name)
     alike = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{HERE}:{ROOT}"}
     environment = hub.environment(folder / "stranger", **alike)
     run(STRANGER, variants + adapters, folder, environment)
