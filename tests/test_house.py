@@ -33,12 +33,14 @@ MAY_IMPORT = {
     "data": BELOW_DATA,
     "evaluation": BELOW_DATA | {"data", "catalogue"},
     "training": BELOW_DATA | {"data", "evaluation", "catalogue"},
-    "hub": BELOW_DATA | {"data", "evaluation", "training", "catalogue"},
+    "hub": BELOW_DATA | {"data", "evaluation", "training", "catalogue", "registration"},
     "pipelines": BELOW_DATA | {"data", "evaluation", "training", "catalogue"},
     # modules of the package itself; what they need of the rooms they load by name
     "catalogue": set(),
     "registration": {"catalogue"},
     "__init__": {"catalogue", "registration"},
+    "cli": BELOW_DATA | {"data", "evaluation", "training", "hub", "pipelines", "catalogue"},
+    "__main__": {"cli"},
 }
 NOT_IN_MODELS = {"accelerate", "datasets", "diffusers", "evaluate", "gradio", "peft"}
 HEAVY = ("accelerate", "av", "datasets", "diffusers", "evaluate", "gradio", "torchvision")
