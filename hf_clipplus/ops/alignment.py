@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+ALIGNMENTS = ("otam", "bimhm", "mean")  # metrics without parameters; TRX has some
 _LOG_TWO = math.log(2.0)
 _TINY = 1e-12  # least product of norms where `eps` is 0
 
