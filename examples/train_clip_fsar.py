@@ -8,8 +8,8 @@ complete checkpoint when started again with the same output_dir.
     accelerate launch examples/train_clip_fsar.py --dataset path/to/hmdb51 --preset hmdb51 \\
         --model_name_or_path openai/clip-vit-base-patch16 --output_dir outputs/clip_fsar --push_to_hub
 
-A preset takes the published schedule, optimizer, sampling and weights (of RN50: none are published for ViT) for
-everything that is not given.
+A preset sets steps, schedule, optimizer, episodes of a step, frame sampling and the loss's weight as published (for
+RN50: nothing is published for ViT).
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from hf_clipplus.training.few_shot_video_build import (
     with_lora,
 )
 from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
+from hf_clipplus.training.schedules import EpisodeSteps
 
 
 @dataclass
@@ -56,15 +57,15 @@ class TrainingArguments(EpisodicTrainingArguments):
     logging_steps: float = 10
 
 
-def apply_preset(data: FewShotVideoArguments, args: TrainingArguments):
+def apply_preset(data: FewShotVideoArguments, args: TrainingArguments) -> EpisodeSteps | None:
     """The published recipe of a data set put into the arguments; gives its schedule."""
     if data.preset is None:
         return None
     recipe = RECIPES[data.preset]
     per_step = PUBLISHED_EPISODES_PER_STEP // args.world_size
     args.gradient_accumulation_steps = max(1, per_step // args.per_device_train_batch_size)
-    args.max_steps = recipe.episodes // 4  # of one process, four of which made a step with four accumulated episodes
-    args.eval_steps = args.save_steps = recipe.evaluate_every // 4
+    args.max_steps = recipe.episodes // recipe.steps.iterations_per_step
+    args.eval_steps = args.save_steps = recipe.evaluate_every // recipe.steps.iterations_per_step
     args.learning_rate, args.weight_decay = recipe.steps.base_lr, PUBLISHED_WEIGHT_DECAY
     args.published_optimizer, args.seed = True, recipe.seed
     return recipe.steps
@@ -91,9 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         steps=steps,
         report=report,
     )
-    trainer.evaluators_at_end = test_evaluators(data, test)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
-    return train_and_save(trainer, resume, dataset=data.dataset)
+    return train_and_save(trainer, resume, tests=test_evaluators(data, test), dataset=data.dataset)
 
 
 if __name__ == "__main__":

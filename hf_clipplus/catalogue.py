@@ -86,7 +86,7 @@ VARIANTS = (
         paper="2303.02982",
         title="CLIP-FSAR: few-shot video recognition, prototypes modulated by text",
         auto_classes=("AutoModel", "AutoModelForVideoClassification"),
-        tasks=("video-classification",),
+        tasks=("clipplus-few-shot-video-classification", "video-classification"),
         recipe="examples/train_clip_fsar.py",
         licence="Apache-2.0 (published code; no weights were published)",
     ),

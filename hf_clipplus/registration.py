@@ -26,6 +26,11 @@ PIPELINES = {
         "ZeroShotSegmentationPipeline",
         "AutoModel",
     ),
+    "clipplus-few-shot-video-classification": (
+        "hf_clipplus.pipelines.few_shot_video_classification",
+        "FewShotVideoClassificationPipeline",
+        "AutoModelForVideoClassification",
+    ),
 }
 
 

@@ -73,7 +73,6 @@ class EpisodicTrainer(EvaluatingTrainer):
         if self.steps is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            episodes = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            self.lr_scheduler = self.steps.schedule(self.optimizer if optimizer is None else optimizer, episodes)
+            self.lr_scheduler = self.steps.schedule(self.optimizer if optimizer is None else optimizer)
             self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -62,6 +62,7 @@ class EpisodeSteps:
         steps: epochs from which each factor holds.
         factors: of the peak.
         warmup_epochs: length of the warm-up.
+        iterations_per_step: iterations of a process in an optimizer step (published 4, on 4 processes).
     """
 
     base_lr: float
@@ -70,6 +71,7 @@ class EpisodeSteps:
     steps: Sequence[float] = (0, 4, 6)
     factors: Sequence[float] = (1.0, 0.1, 0.01)
     warmup_epochs: float = 1.0
+    iterations_per_step: int = 4
 
     def rate(self, iteration: int) -> float:
         """The learning rate that is set before iteration `iteration` (episodes of one process, from 0)."""
@@ -83,13 +85,11 @@ class EpisodeSteps:
         reached = [factor for step, factor in zip(self.steps, self.factors, strict=True) if epoch >= step]
         return self.base_lr * reached[-1]
 
-    def schedule(self, optimizer: torch.optim.Optimizer, episodes_per_step: int) -> LambdaLR:
-        """The same for optimizer steps; each takes the rate of its last episode, as the published trainer does.
+    def schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """The same for optimizer steps; each takes the rate of its last iteration, as the published trainer does.
 
         Args:
             optimizer: its learning rate is `base_lr`.
-            episodes_per_step: of one process.
         """
-        return LambdaLR(
-            optimizer, lambda step: self.rate(step * episodes_per_step + episodes_per_step - 1) / self.base_lr
-        )
+        per_step = self.iterations_per_step
+        return LambdaLR(optimizer, lambda step: self.rate((step + 1) * per_step - 1) / self.base_lr)
