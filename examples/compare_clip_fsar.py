@@ -93,7 +93,7 @@ def run_arm(arm: Arm, seed: int, args: CompareArguments) -> dict[str, float]:
     )
     settings = CLIPFSARModelArguments(**arm.model)
     model, processor = build_clip_fsar(settings, data)
-    size = {"image_size": processor.video_processor.resize, "num_frames": settings.num_frames}
+    size = {"image_size": processor.image_processor.resize, "num_frames": settings.num_frames}
     train, val, test = (open_split(data, split, **size) for split in ("train", "val", "test"))
     start, steps = time.perf_counter(), 0
     if arm.trained:

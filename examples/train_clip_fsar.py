@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     steps = apply_preset(data, args)
     set_seed(args.seed)
     model, processor = build_clip_fsar(model_args, data)
-    size = {"image_size": processor.video_processor.resize, "num_frames": model_args.num_frames}
+    size = {"image_size": processor.image_processor.resize, "num_frames": model_args.num_frames}
     train, val, test = (open_split(data, split, **size) for split in ("train", "val", "test"))
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     episodes, report = training_episodes(data, train, processor, length=args.max_steps * per_step, seed=args.seed)

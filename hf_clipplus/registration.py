@@ -17,7 +17,7 @@ AUTO = "transformers.models.auto"
 TUNERS = ("ape_t",)
 # configurations of towers that transformers does not have; variants take them as `vision_config`
 TOWER_CONFIGS = {"CLIPResNetConfig": "hf_clipplus.models.configuration_clip_resnet"}
-# variants whose processor has a video processor of ours
+# variants whose image processor is one of ours, for videos
 VIDEO_VARIANTS = ("clip_fsar",)
 # task -> module and class of its pipeline, and the Auto class that loads its model
 PIPELINES = {
@@ -89,7 +89,7 @@ def register_variants() -> None:
     when_imported(f"{AUTO}.configuration_auto", _register_configs)
     when_imported(f"{AUTO}.modeling_auto", _register_models)
     when_imported(f"{AUTO}.processing_auto", _register_processors)
-    when_imported(f"{AUTO}.video_processing_auto", _register_video_processors)
+    when_imported(f"{AUTO}.image_processing_auto", _register_video_frames)
     when_imported("transformers.pipelines", _register_pipelines)
     when_imported("peft", _register_tuners)
 
@@ -121,13 +121,12 @@ def _register_processors() -> None:
         auto.AutoProcessor.register(config, processor, exist_ok=True)
 
 
-def _register_video_processors() -> None:
-    auto = sys.modules[f"{AUTO}.video_processing_auto"]
-    from_module = import_module("hf_clipplus.models.video_processing")
-    classes = {"pil": from_module.FewShotVideoProcessor, "torchvision": from_module.FewShotVideoProcessor}
+def _register_video_frames() -> None:
+    auto = sys.modules[f"{AUTO}.image_processing_auto"]
+    frames = import_module("hf_clipplus.models.video_processing").VideoFrameProcessor
     for variant in (each for each in VARIANTS if each.id in VIDEO_VARIANTS):
-        config = variant.load(variant.config)
-        auto.AutoVideoProcessor.register(config, video_processor_classes=classes, exist_ok=True)
+        config, backends = variant.load(variant.config), {"pil": frames, "torchvision": frames}
+        auto.AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
 
 
 def _register_pipelines() -> None:

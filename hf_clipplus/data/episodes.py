@@ -189,7 +189,7 @@ class EpisodeCollator:
         self.class_texts = {f"class_{name}": texts[name] for name in ("input_ids", "attention_mask")}
 
     def __call__(self, episodes: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        show = self.processor.video_processor.pixel_values
+        show = self.processor.image_processor.pixel_values
         batch = dict(self.class_texts)
         for side in ("support", "query"):
             batch[f"{side}_pixel_values"] = torch.stack(

@@ -51,7 +51,7 @@ def encode_videos(
     Raises:
         UnreadableVideoError: names the video.
     """
-    frames_processor, weight = processor.video_processor, model.text_projection.weight
+    frames_processor, weight = processor.image_processor, model.text_projection.weight
     rule, wanted = frames_processor.frame_sampling, frames_processor.num_frames
     passes = []
     with evaluation_mode(model):

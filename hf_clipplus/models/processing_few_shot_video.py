@@ -1,4 +1,4 @@
-"""What the processors of the few-shot video models share: videos through `FewShotVideoProcessor`, texts through CLIP."""
+"""What the processors of the few-shot video models share: videos through `VideoFrameProcessor`, texts through CLIP."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ DEFAULT_TEMPLATE = "a photo of {}"
 
 
 class FewShotVideoTextProcessor(ProcessorMixin):
-    """A video processor and CLIP's tokenizer.
+    """A processor of frames and CLIP's tokenizer.
 
     Args:
-        video_processor: a `FewShotVideoProcessor`.
+        image_processor: a `VideoFrameProcessor`.
         tokenizer: CLIP's.
         template: text of a class, `{}` stands for its name.
         clean_names: whether class names lose underscores and the brackets of placeholders ("Pouring [something]"),
@@ -29,20 +29,20 @@ class FewShotVideoTextProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        video_processor=None,
+        image_processor=None,
         tokenizer=None,
         template: str = DEFAULT_TEMPLATE,
         clean_names: bool = False,
         **kwargs: Any,
     ):
         self.template, self.clean_names = template, clean_names
-        super().__init__(video_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, videos: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Prepare videos, texts or both.
 
         Args:
-            videos: see `FewShotVideoProcessor.preprocess`.
+            videos: see `VideoFrameProcessor.preprocess`.
             text: one text or a list; padded to the longest and cut at the context length.
             kwargs: `return_tensors`; `num_frames` and `do_sample_frames` for the videos; all others for the
                 tokenizer.
@@ -56,7 +56,7 @@ class FewShotVideoTextProcessor(ProcessorMixin):
         of_videos = {name: kwargs.pop(name) for name in ("num_frames", "do_sample_frames") if name in kwargs}
         batch = {}
         if videos is not None:
-            batch.update(self.video_processor(videos, return_tensors=return_tensors, **of_videos))
+            batch.update(self.image_processor(videos, return_tensors=return_tensors, **of_videos))
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
             options = {"padding": True, "truncation": True} | kwargs

@@ -1,5 +1,7 @@
-"""Frames to pixel values as CLIP's few-shot video models want them; transformers' own video processors need
-torchvision, this one needs nothing."""
+"""Frames to pixel values as CLIP's few-shot video models want them.
+
+transformers' video processors need torchvision; this one is an image processor to transformers, and needs nothing.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from .video_frames import FrameSampler, frame_sampler, is_single_video, load_frames
 
@@ -35,7 +37,7 @@ class ClipView:
     colour: tuple[tuple[str, float], ...] = ()
 
 
-class FewShotVideoProcessor(VideoProcessorMixin):
+class VideoFrameProcessor(BaseImageProcessor):
     """Samples frames, stretches them to a square, crops, and normalises with CLIP's mean and standard deviation.
 
     The published transform: bilinear without antialiasing, aspect ratio not kept, centre crop.
@@ -174,4 +176,4 @@ def _name(video: Any, number: int) -> str | None:
     return None if isinstance(video, str) or hasattr(video, "__fspath__") else f"video {number}"
 
 
-__all__ = ["FewShotVideoProcessor"]
+__all__ = ["VideoFrameProcessor"]

@@ -13,7 +13,7 @@ from hf_clipplus.data.video_views import CROP_ONLY, KINETICS_QUERIES
 from hf_clipplus.evaluation.few_shot_video import FewShotVideoEvaluation
 from hf_clipplus.models.clip_fsar.modeling_clip_fsar import CLIPFSARForFewShotVideoClassification
 from hf_clipplus.models.clip_fsar.processing_clip_fsar import CLIPFSARProcessor
-from hf_clipplus.models.video_processing import FewShotVideoProcessor
+from hf_clipplus.models.video_processing import VideoFrameProcessor
 
 from .schedules import EpisodeSteps
 
@@ -138,7 +138,7 @@ def build_clip_fsar(
     side = model.config.vision_config.image_size
     resize = side if data.dataset == EMBEDDED else round(side * RESIZE_MARGIN)
     sampling = recipe.frame_sampling if recipe else "segments"
-    frames = FewShotVideoProcessor(
+    frames = VideoFrameProcessor(
         resize=resize, crop=side, num_frames=args.num_frames, frame_sampling=sampling, **_channels(name)
     )
     return model.float(), CLIPFSARProcessor(frames, AutoTokenizer.from_pretrained(name))
@@ -178,7 +178,7 @@ def training_episodes(
     """Random episodes of the training videos, and the report of what they lose."""
     report = DataReport([UNREADABLE])
     sampler = EpisodeSampler(split.labels, way=data.way, shots=data.shots, queries=data.queries, seed=seed)
-    frames = processor.video_processor
+    frames = processor.image_processor
     episodes = EpisodeDataset(
         split,
         sampler,

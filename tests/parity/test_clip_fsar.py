@@ -19,7 +19,7 @@ from hf_clipplus.models.clip_fsar.convert_clip_fsar import (
 )
 from hf_clipplus.models.clip_fsar.modeling_clip_fsar import CLIPFSARForFewShotVideoClassification
 from hf_clipplus.models.video_frames import kinetics_clip, random_in_segments, segment_centres
-from hf_clipplus.models.video_processing import FewShotVideoProcessor
+from hf_clipplus.models.video_processing import VideoFrameProcessor
 from hf_clipplus.ops.alignment import bi_mhm, frame_distances, otam
 from hf_clipplus.ops.few_shot_video import combined_log_scores, video_text_logits
 from hf_clipplus.training import EpisodicTrainer, EpisodicTrainingArguments
@@ -405,7 +405,7 @@ def test_pixels(name):
     assert cases
     for case in cases:
         resize, crop = t[f"{case}.resize_crop"].tolist()
-        processor = FewShotVideoProcessor(resize=resize, crop=crop)
+        processor = VideoFrameProcessor(resize=resize, crop=crop)
         found = processor.pixel_values(t[f"{case}.video_uint8"].numpy())
         assert_close(found, t[f"{case}.pixel_values"], case, rtol=0, atol=1e-5)
 

@@ -42,10 +42,6 @@ class CLIPFSARConfig(FewShotVideoConfig):
         super().__post_init__(**kwargs)
         if self.inference_mode not in MODES:
             raise ValueError(f"CLIPFSARConfig.inference_mode={self.inference_mode!r}: choose one of {MODES}.")
-        if self.projection_dim % self.temporal_heads:
-            raise ValueError(
-                f"CLIPFSARConfig: projection_dim {self.projection_dim} is no multiple of {self.temporal_heads} heads."
-            )
         if not 0 <= self.combine_beta <= 1:
             raise ValueError(f"CLIPFSARConfig.combine_beta={self.combine_beta} must be between 0 and 1.")
 

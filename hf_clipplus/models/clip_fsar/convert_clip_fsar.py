@@ -28,7 +28,7 @@ from hf_clipplus.models.open_clip_layout import (
 )
 
 from ..configuration_clip_resnet import CLIPResNetConfig
-from ..video_processing import FewShotVideoProcessor
+from ..video_processing import VideoFrameProcessor
 from .configuration_clip_fsar import CLIPFSARConfig
 from .modeling_clip_fsar import CLIPFSARForFewShotVideoClassification
 from .processing_clip_fsar import CLIPFSARProcessor
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(args.folder)
     if args.processor:
         side = model.config.vision_config.image_size
-        frames = FewShotVideoProcessor(resize=side * 256 // 224, crop=side, num_frames=model.config.num_frames)
+        frames = VideoFrameProcessor(resize=side * 256 // 224, crop=side, num_frames=model.config.num_frames)
         CLIPFSARProcessor(frames, AutoTokenizer.from_pretrained(args.processor)).save_pretrained(args.folder)
     print(report)
     print(f"saved in {Path(args.folder)}")

@@ -22,6 +22,8 @@ class CLIPFSARTemporalLayer(GradientCheckpointingLayer):
     def __init__(self, config: CLIPFSARConfig):
         super().__init__()
         dim = config.projection_dim
+        if dim % config.temporal_heads:
+            raise ValueError(f"projection_dim {dim} is no multiple of {config.temporal_heads} temporal_heads.")
         self.heads = config.temporal_heads
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
