@@ -25,8 +25,8 @@ from hf_clipplus.training.few_shot_video_build import (
     CLIPFSARModelArguments,
     FewShotVideoArguments,
     build_clip_fsar,
+    final_evaluators,
     open_split,
-    test_evaluators,
     training_episodes,
     validation_evaluators,
     with_lora,
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         report=report,
     )
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
-    return train_and_save(trainer, resume, tests=test_evaluators(data, test), dataset=data.dataset)
+    return train_and_save(trainer, resume, tests=final_evaluators(data, test), dataset=data.dataset)
 
 
 if __name__ == "__main__":

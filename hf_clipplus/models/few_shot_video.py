@@ -164,7 +164,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
 
         With a frozen text tower, without gradient and kept: the same ids cost nothing at the next step.
         """
-        if not self.config.freeze_text:
+        if not self.config.freeze_text or torch.is_inference_mode_enabled():  # what is kept must serve training too
             return self._text_features(input_ids, attention_mask)
         weights = list(self.text_model.parameters()) + [self.text_projection.weight]
         state = (weights[0].dtype, weights[0].device, tuple(weight._version for weight in weights))

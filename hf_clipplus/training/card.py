@@ -11,6 +11,8 @@ from huggingface_hub import ModelCardData
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from hf_clipplus.catalogue import VARIANTS
+
 TEMPLATE = """---
 {metadata}
 ---
@@ -23,12 +25,7 @@ This card was written by the trainer from what it saw; nobody has checked it.
 ## Use
 
 ```python
-import hf_clipplus  # makes the model known to the Auto classes
-from transformers import AutoModel, AutoProcessor, pipeline
-
-model = AutoModel.from_pretrained("{repo}")
-processor = AutoProcessor.from_pretrained("{repo}")
-classify = pipeline("zero-shot-image-classification", model="{repo}")
+{use}
 ```
 
 ## Training
@@ -45,6 +42,21 @@ Data: {data}. Steps: {steps}.
 
 {versions}
 """
+USES = {
+    "zero-shot-image-classification": """import hf_clipplus  # makes the model known to the Auto classes
+from transformers import AutoModel, AutoProcessor, pipeline
+
+model = AutoModel.from_pretrained("{repo}")
+processor = AutoProcessor.from_pretrained("{repo}")
+classify = pipeline("zero-shot-image-classification", model="{repo}")""",
+    "video-classification": """import hf_clipplus  # makes the model known to the Auto classes
+from transformers import pipeline
+
+classify = pipeline("clipplus-few-shot-video-classification", model="{repo}")
+classify("new.mp4", support={{"pour": ["a.mp4", "b.mp4"], "fold": ["c.mp4"]}})
+classify.model.save_pretrained("pour-or-fold")  # with its support set
+classify.processor.save_pretrained("pour-or-fold")""",
+}
 SPEEDS = ("_runtime", "_per_second")
 
 
@@ -65,9 +77,10 @@ def write_card(trainer: Trainer, name: str, dataset: str | None = None, **metada
         metadata = {"base_model": base, **metadata}
     tags = metadata.pop("tags", None) or []
     tags = ["transformers", model.config.model_type, *(getattr(model, "model_tags", None) or []), *tags]
+    task, repo = _hub_task(model.config.model_type), trainer.hub_model_id or name
     facts = ModelCardData(
         library_name="hf_clipplus",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag=task,
         tags=list(dict.fromkeys(tags)),
         **metadata,
     )
@@ -79,7 +92,7 @@ def write_card(trainer: Trainer, name: str, dataset: str | None = None, **metada
         name=name,
         model=type(model).__name__,
         parameters=model.num_parameters(),
-        repo=trainer.hub_model_id or name,
+        use=USES[task].format(repo=repo),
         data=f"{data or 'not named'}{rows}",
         steps=trainer.state.global_step,
         hyperparameters=_bullets(_hyperparameters(trainer)),
@@ -105,6 +118,12 @@ def last_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
 def is_hub_id(name: str | None) -> bool:
     """Whether a name is `owner/name` and no path of this machine."""
     return bool(name) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not os.path.exists(name)
+
+
+def _hub_task(model_type: str) -> str:
+    """The task of a variant that the Hub knows."""
+    tasks = {f"clipplus_{variant.id}": variant.tasks for variant in VARIANTS}.get(model_type, ())
+    return next((task for task in tasks if task in USES), "zero-shot-image-classification")
 
 
 def _hyperparameters(trainer: Trainer) -> dict[str, Any]:

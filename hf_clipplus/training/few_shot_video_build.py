@@ -11,8 +11,7 @@ from hf_clipplus.data.few_shot_videos import VideoSplit, embedded_clips, open_vi
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.video_views import CROP_ONLY, KINETICS_QUERIES
 from hf_clipplus.evaluation.few_shot_video import FewShotVideoEvaluation
-from hf_clipplus.models.clip_fsar.modeling_clip_fsar import CLIPFSARForFewShotVideoClassification
-from hf_clipplus.models.clip_fsar.processing_clip_fsar import CLIPFSARProcessor
+from hf_clipplus.models.clip_fsar import CLIPFSARConfig, CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
 from hf_clipplus.models.video_processing import VideoFrameProcessor
 
 from .schedules import EpisodeSteps
@@ -128,10 +127,13 @@ def build_clip_fsar(
     fields |= {"video_text_weight": weight, "text_scale_init_value": args.text_scale_init_value}
     fields["freeze_vision"] = args.adaptation == "frozen"
     name = args.model_name_or_path
-    if AutoConfig.from_pretrained(name).model_type == "clipplus_clip_fsar":
+    found = AutoConfig.from_pretrained(name)
+    if found.model_type == "clipplus_clip_fsar":
         model = CLIPFSARForFewShotVideoClassification.from_pretrained(name, **fields)
         return model, AutoProcessor.from_pretrained(name)
-    model, info = CLIPFSARForFewShotVideoClassification.from_pretrained(name, output_loading_info=True, **fields)
+    towers = {side: getattr(found, side).to_dict() for side in ("text_config", "vision_config")}
+    config = CLIPFSARConfig(**towers, projection_dim=found.projection_dim, **fields)
+    model, info = CLIPFSARForFewShotVideoClassification.from_pretrained(name, config=config, output_loading_info=True)
     own = ("temporal_transformer.", "video_text_scale")
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(own)):
         raise ValueError(f"{name} lacks weights of CLIP that would stay random: {missing[:5]}")
@@ -145,7 +147,7 @@ def build_clip_fsar(
 
 
 def with_lora(model: CLIPFSARForFewShotVideoClassification, rank: int) -> Any:
-    """The model with LoRA on the attention of a ViT tower, the rest of what CLIP-FSAR trains in full (PEFT).
+    """The model with LoRA on the attention of a ViT tower, the temporal transformer trained in full (PEFT).
 
     Raises:
         ValueError: a ResNet tower.
@@ -160,9 +162,7 @@ def with_lora(model: CLIPFSARForFewShotVideoClassification, rank: int) -> Any:
         target_modules=r"vision_model\..*\.(q_proj|k_proj|v_proj|out_proj)",
         modules_to_save=["temporal_transformer"],
     )
-    adapted = get_peft_model(model, config)
-    adapted.base_model.model.video_text_scale.requires_grad_(True)
-    return adapted
+    return get_peft_model(model, config)
 
 
 def open_split(data: FewShotVideoArguments, split: str, *, image_size: int, num_frames: int) -> VideoSplit:
@@ -206,7 +206,7 @@ def validation_evaluators(data: FewShotVideoArguments, split: VideoSplit) -> lis
     ]
 
 
-def test_evaluators(data: FewShotVideoArguments, split: VideoSplit) -> list[FewShotVideoEvaluation]:
+def final_evaluators(data: FewShotVideoArguments, split: VideoSplit) -> list[FewShotVideoEvaluation]:
     """The tests: each number of shots, and, where the split has them, classes that only the order tells apart."""
     options = {"episodes": data.eval_episodes, "frames": data.eval_frames}
     found = [

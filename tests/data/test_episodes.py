@@ -63,10 +63,14 @@ def test_an_episode_depends_on_seed_and_number_alone():
 
 def test_all_classes_and_videos_are_drawn_alike():
     sampler = EpisodeSampler(LABELS, way=2, shots=1, queries=1, seed=0)
-    rows = [row for number in range(3000) for row in (e := sampler(number)).support + e.query]
+    rows = [row for number in range(3000) for row in _rows(sampler(number))]
     classes = np.bincount([LABELS[row] for row in rows]) / len(rows)
     np.testing.assert_allclose(classes, 1 / 6, atol=0.02)
     assert set(rows) == set(range(len(LABELS)))
+
+
+def _rows(episode):
+    return episode.support + episode.query
 
 
 def test_groups_keep_an_episode_in_one_group():
