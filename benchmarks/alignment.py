@@ -82,7 +82,9 @@ def trx_case(rounds: int, dim: int = 512, width: int = 1152, frames: int = 8) ->
         found = []
         for layers in model.transformers:
             names = {"key": layers.k_linear, "value": layers.v_linear, "norm": layers.norm_k}
-            weights = {f"{name}_{part}": getattr(each, part) for name, each in names.items() for part in ("weight", "bias")}
+            weights = {
+                f"{name}_{part}": getattr(each, part) for name, each in names.items() for part in ("weight", "bias")
+            }
             found.append(trx_by_class(queries + code, supports + code, labels, 5, layers.cardinality, weights))
         return torch.stack(found).mean(0)
 

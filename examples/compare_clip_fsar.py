@@ -87,9 +87,7 @@ class CompareArguments:
 def run_arm(arm: Arm, seed: int, args: CompareArguments) -> dict[str, float]:
     """Train one arm and score it on the test actions."""
     set_seed(seed)
-    data = FewShotVideoArguments(
-        queries=QUERIES, clips_per_class=args.clips_per_class, eval_episodes=args.episodes
-    )
+    data = FewShotVideoArguments(queries=QUERIES, clips_per_class=args.clips_per_class, eval_episodes=args.episodes)
     settings = CLIPFSARModelArguments(**arm.model)
     model, processor = build_clip_fsar(settings, data)
     size = {"image_size": processor.image_processor.resize, "num_frames": settings.num_frames}

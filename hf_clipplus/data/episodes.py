@@ -144,7 +144,9 @@ class EpisodeDataset(Dataset):
         found = {"classes": episode.classes, "number": number}
         for side, view in (("support", self.support_view), ("query", self.query_view)):
             rows = getattr(episode, side)
-            shown = [self._video(row, number, (side == "query") * 10_000 + n, view, used) for n, row in enumerate(rows)]
+            shown = [
+                self._video(row, number, (side == "query") * 10_000 + n, view, used) for n, row in enumerate(rows)
+            ]
             found[f"{side}_videos"] = shown
             found[f"{side}_labels"] = getattr(episode, f"{side}_labels")
         return found

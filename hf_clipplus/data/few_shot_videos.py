@@ -205,7 +205,9 @@ def embedded_clips(
         folder: of the drawings, see `clipart.clipart_folder`.
     """
     if split not in CLIP_FAMILIES:
-        raise ValueError(f"split {split!r} of the embedded clips is unknown: choose one of {', '.join(CLIP_FAMILIES)}.")
+        raise ValueError(
+            f"split {split!r} of the embedded clips is unknown: choose one of {', '.join(CLIP_FAMILIES)}."
+        )
     keys = [key for key, action in ACTIONS.items() if action.family in CLIP_FAMILIES[split]]
     world = ClipWorld(
         CLIP_DRAWINGS[split],
@@ -236,7 +238,9 @@ def _existing(path: Path) -> Path:
     """The path, or the file beside it that has a suffix more; unchanged where there is none: loading will name it."""
     if path.exists() or path.suffix.lower() in VIDEO_SUFFIXES | FRAME_SUFFIXES:
         return path
-    return next((found for suffix in sorted(VIDEO_SUFFIXES) if (found := path.with_name(path.name + suffix)).exists()), path)
+    return next(
+        (found for suffix in sorted(VIDEO_SUFFIXES) if (found := path.with_name(path.name + suffix)).exists()), path
+    )
 
 
 def _number_or_name(name: str) -> tuple:

@@ -159,7 +159,9 @@ class EpisodeConfusion:
         worst, places = shares.flatten().topk(min(top, shares.numel()))
         pairs = zip(worst.tolist(), places.tolist(), strict=True)
         count = len(shares)
-        return [(class_names[place // count], class_names[place % count], share) for share, place in pairs if share > 0]
+        return [
+            (class_names[place // count], class_names[place % count], share) for share, place in pairs if share > 0
+        ]
 
 
 @dataclass
@@ -199,7 +201,9 @@ class FewShotVideoEvaluation:
         if self.frames not in FRAME_RULES:
             raise ValueError(f"frames={self.frames!r}: choose one of {', '.join(FRAME_RULES)}.")
         if self.same_group and not self.split.groups:
-            raise ValueError("same_group=True, but the split knows no classes that differ only in the order of frames.")
+            raise ValueError(
+                "same_group=True, but the split knows no classes that differ only in the order of frames."
+            )
         self.sampler = EpisodeSampler(
             self.split.labels,
             way=self.way,
@@ -212,9 +216,7 @@ class FewShotVideoEvaluation:
     def __call__(self, model: FewShotVideoModel, processor: Any) -> dict[str, float]:
         """`accuracy` (mean over episodes), `interval` (1.96 standard errors), `chance_accuracy`, `episodes`."""
         draws = self.draws if self.frames == "random" else 0
-        features = encode_videos(
-            model, processor, self.split, draws=draws, seed=self.seed, batch_size=self.batch_size
-        )
+        features = encode_videos(model, processor, self.split, draws=draws, seed=self.seed, batch_size=self.batch_size)
         return self.score(model, features, encode_class_names(model, processor, self.split.class_names))
 
     def score(self, model: FewShotVideoModel, features: Tensor, text_embeds: Tensor) -> dict[str, float]:

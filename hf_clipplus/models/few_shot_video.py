@@ -254,7 +254,9 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         videos = videos if isinstance(videos, Tensor) else list(videos)
         names = list(dict.fromkeys(class_names))
         if len(videos) != len(class_names) or not len(videos):
-            raise ValueError(f"{len(videos)} support videos but {len(class_names)} class names: give one name a video.")
+            raise ValueError(
+                f"{len(videos)} support videos but {len(class_names)} class names: give one name a video."
+            )
         if any(not isinstance(name, str) or not name.strip() for name in names):
             raise ValueError(f"a class name is empty or no text: {names}.")
         device = self.device_of_towers

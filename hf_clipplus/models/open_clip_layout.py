@@ -200,9 +200,7 @@ def infer_tower_configs(
     return {"text_config": text.to_dict(), "vision_config": vision.to_dict(), "projection_dim": joint}
 
 
-def infer_text_config(
-    state: dict[str, torch.Tensor], *, hidden_act: str, heads: int | None = None
-) -> CLIPTextConfig:
+def infer_text_config(state: dict[str, torch.Tensor], *, hidden_act: str, heads: int | None = None) -> CLIPTextConfig:
     """Configuration of the text tower alone, which every open_clip checkpoint with a plain text transformer has."""
     context, width = state["positional_embedding"].shape
     vocabulary = state["token_embedding.weight"].shape[0]

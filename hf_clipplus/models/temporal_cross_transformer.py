@@ -41,9 +41,7 @@ class TemporalCrossTransformer(nn.Module):
             F.dropout(each + sinusoidal_positions(*each.shape[-2:]).to(each), self.dropout, self.training)
             for each in (queries, supports)
         )
-        return [
-            trx_distances(*layers(queries), *layers(supports), labels, classes) for layers in self.transformers
-        ]
+        return [trx_distances(*layers(queries), *layers(supports), labels, classes) for layers in self.transformers]
 
 
 class TupleLayers(nn.Module):

@@ -14,7 +14,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .video_frames import FrameSampler, frame_sampler, is_single_video, load_frames
+from .video_frames import frame_sampler, is_single_video, load_frames
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -110,7 +110,7 @@ class VideoFrameProcessor(BaseImageProcessor):
         stacked = torch.stack(found)
         return BatchFeature({"pixel_values": stacked.numpy() if return_tensors == "np" else stacked})
 
-    def pixel_values(self, frames: np.ndarray, view: ClipView = ClipView()) -> Tensor:  # noqa: B008 (frozen)
+    def pixel_values(self, frames: np.ndarray, view: ClipView = ClipView()) -> Tensor:
         """Normalised pixels `[T, 3, crop, crop]` of uint8 frames `[T, H, W, 3]`, shown as `view` says."""
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
         size = (self.resize, self.resize)

@@ -182,7 +182,12 @@ def project_tuples(features: Tensor, weight: Tensor, bias: Tensor | None, tuples
 
 
 def trx_distances(
-    query_keys: Tensor, query_values: Tensor, support_keys: Tensor, support_values: Tensor, labels: Tensor, classes: int
+    query_keys: Tensor,
+    query_values: Tensor,
+    support_keys: Tensor,
+    support_values: Tensor,
+    labels: Tensor,
+    classes: int,
 ) -> Tensor:
     """TRX for one cardinality: each query tuple against the prototype that it attends to in each class.
 

@@ -31,9 +31,7 @@ class EvaluatingTrainer(PushingTrainer):
 
     loss_is_scaled_for_ga = False
 
-    def __init__(
-        self, *trainer_args, evaluators: Sequence[Callable] = (), report: DataReport | None = None, **kwargs
-    ):
+    def __init__(self, *trainer_args, evaluators: Sequence[Callable] = (), report: DataReport | None = None, **kwargs):
         if evaluators and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
         super().__init__(*trainer_args, **kwargs)

@@ -1,4 +1,4 @@
-"""Episodes of videos: drawn from the seed and their number alone, read with counted replacements, made into batches."""
+"""Episodes of videos: drawn from the seed and their number alone, read with counted replacements, batched."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""examples/train_clip_fsar.py, the comparison and the benchmark in fresh processes; what was saved classifies videos."""
+"""examples/train_clip_fsar.py, the comparison and the benchmark in fresh processes; what was saved classifies."""
 
 import json
 import os

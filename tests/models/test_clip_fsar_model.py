@@ -269,7 +269,9 @@ def test_alignment_path_and_its_picture(model, processor, videos):
 
 def test_lora_on_the_tower_by_peft(model, episode, tmp_path):
     base = copy.deepcopy(model)
-    config = LoraConfig(r=2, target_modules=r"vision_model\..*\.(q_proj|v_proj)", modules_to_save=["temporal_transformer"])
+    config = LoraConfig(
+        r=2, target_modules=r"vision_model\..*\.(q_proj|v_proj)", modules_to_save=["temporal_transformer"]
+    )
     adapted = get_peft_model(model, config)
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert trained

@@ -1,4 +1,4 @@
-"""The alignment metrics against per-cell and per-class loops, and at the edges: lengths of 1, half precision, zeros."""
+"""The alignment metrics against loops over cells and classes, and at the edges: length 1, half precision, zeros."""
 
 import importlib.util
 from pathlib import Path
@@ -113,7 +113,10 @@ def test_average_by_class_takes_any_order_and_unequal_shots(seeded):
     values, labels = torch.randn(2, 5, 3, 4), torch.tensor([[1, 0, 1, 1, 2], [2, 1, 0, 0, 1]])
     found = average_by_class(values, labels, 3)
     expected = torch.stack(
-        [torch.stack([row[own == label].mean(0) for label in range(3)]) for row, own in zip(values, labels, strict=True)]
+        [
+            torch.stack([row[own == label].mean(0) for label in range(3)])
+            for row, own in zip(values, labels, strict=True)
+        ]
     )
     torch.testing.assert_close(found, expected)
 
@@ -122,7 +125,10 @@ def test_average_by_class_takes_any_order_and_unequal_shots(seeded):
 @pytest.mark.parametrize("labels", [[1, 0, 2, 0, 1, 2], [2, 0, 1, 1, 1, 0]])
 def test_trx_is_the_loop_over_classes(cardinality, labels, seeded):
     frames, dim, width, labels = 5, 6, 7, torch.tensor(labels)
-    queries, supports = torch.randn(3, frames, dim, dtype=torch.float64), torch.randn(6, frames, dim, dtype=torch.float64)
+    queries, supports = (
+        torch.randn(3, frames, dim, dtype=torch.float64),
+        torch.randn(6, frames, dim, dtype=torch.float64),
+    )
     sizes = {"key_weight": (width, cardinality * dim), "key_bias": (width,), "value_bias": (width,)}
     sizes |= {"value_weight": sizes["key_weight"], "norm_weight": (width,), "norm_bias": (width,)}
     weights = {name: torch.randn(size, dtype=torch.float64) for name, size in sizes.items()}

@@ -214,7 +214,14 @@ def test_inference_modes_on_features(name):
     inputs["class_embeds"] = t["text_features_test"]
     seen = set()
     for case in sorted({key.split(".")[0] for key in e if key.endswith(".logits")}):
-        assert case in ("merge_before", "merge_after", "single_direction", "text_only", "combine_default", "combine_coff")
+        assert case in (
+            "merge_before",
+            "merge_after",
+            "single_direction",
+            "text_only",
+            "combine_default",
+            "combine_coff",
+        )
         fields = {"merge": "after"} if case == "merge_after" else {}
         fields |= {"both_directions": False} if case == "single_direction" else {}
         beta = info["config"]["coff"] if case == "combine_coff" else 0.9

@@ -90,7 +90,7 @@ def clip_fsar_from_official(
     if converted.pop("logit_scale", None) is not None:
         report.dropped["logit_scale"] = _CLIP_SCALE
     counters = {key for key in model.state_dict() if key.endswith("num_batches_tracked")}
-    report.initialised |= {key: _BATCH_COUNT for key in counters - converted.keys()}
+    report.initialised |= dict.fromkeys(counters - converted.keys(), _BATCH_COUNT)
     assign_state(model, converted, report, ("video_text_scale",))
     return model, report
 
@@ -145,7 +145,8 @@ def _towers_from_open_clip(joined: dict[str, Tensor], resnet: bool) -> tuple[dic
 
 def _resnet_configs(state: dict[str, Tensor], hidden_act: str) -> dict[str, Any]:
     depths = [
-        1 + max(int(key.split(".")[2]) for key in state if key.startswith(f"visual.layer{stage}.")) for stage in range(1, 5)
+        1 + max(int(key.split(".")[2]) for key in state if key.startswith(f"visual.layer{stage}."))
+        for stage in range(1, 5)
     ]
     places = len(state["visual.attnpool.positional_embedding"]) - 1
     vision = CLIPResNetConfig(
