@@ -1,4 +1,4 @@
-"""The metrics of `ops/alignment.py` written straight from their definitions: what is timed against, and test oracle."""
+"""The metrics of `ops/alignment.py` straight from their definitions: what is timed against, and test oracle."""
 
 from itertools import combinations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def otam_by_cells(distances: Tensor, lam: float) -> Tensor:
-    """One direction of OTAM, cell by cell from the recurrence, with log(sum(exp)) as published: `[..., L, M]` -> `[...]`."""
+    """One direction of OTAM, cell by cell, with log(sum(exp)) as published: `[..., L, M]` -> `[...]`."""
     rows, columns = distances.shape[-2:]
     padded = F.pad(distances, (1, 1))
     zero = distances.new_zeros(distances.shape[:-2])

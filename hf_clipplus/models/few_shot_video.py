@@ -152,7 +152,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         """Projected features of every frame, not normalised: `[..., T, 3, H, W]` -> `[..., T, D]`."""
         if pixel_values.ndim < 5:
             raise ValueError(
-                f"expected videos [..., videos, frames, 3, H, W], got {list(pixel_values.shape)}: a single video needs "
+                f"expected videos [..., V, T, 3, H, W], got {list(pixel_values.shape)}: a single video needs "
                 "a leading dimension of 1."
             )
         leading = pixel_values.shape[:-3]
