@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -224,14 +224,6 @@ def embedded_clips(
     ]
     labels = [index % len(keys) for index in range(len(world))]
     return VideoSplit([ACTIONS[key].phrase for key in keys], ClipVideos(world), labels, families)
-
-
-def order_only(split: VideoSplit, way: int) -> VideoSplit:
-    """The split with only those groups that have at least `way` classes, see `VideoSplit.groups`."""
-    groups = [group for group in split.groups or [] if len(group) >= way]
-    if not groups:
-        raise ValueError(f"the split has no group of {way} classes that differ only in the order of frames.")
-    return replace(split, groups=groups)
 
 
 def _existing(path: Path) -> Path:

@@ -229,10 +229,6 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
 
     # support sets
 
-    @property
-    def device_of_towers(self) -> torch.device:
-        return self.text_projection.weight.device
-
     @torch.no_grad()
     def encode_support(
         self, videos: Any, class_names: Sequence[str], *, processor: Any, batch_size: int = 16
@@ -259,7 +255,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             )
         if any(not isinstance(name, str) or not name.strip() for name in names):
             raise ValueError(f"a class name is empty or no text: {names}.")
-        device = self.device_of_towers
+        device = self.device
         labels = torch.tensor([names.index(name) for name in class_names], device=device)
         inputs = processor(text=processor.class_texts(names), return_tensors="pt")
         with evaluation_mode(self):
@@ -284,7 +280,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         self.support = StoredSupport(rows, frames, len(support.class_names), dim)
         for name in ("features", "labels", "text_embeds"):
             setattr(self.support, name, getattr(support, name).detach().clone())
-        self.support.to(self.device_of_towers)
+        self.support.to(self.device)
 
     def stored_support(self) -> SupportSet:
         """The support set that the model carries.
@@ -319,7 +315,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             mode: of inference; None takes the configured one.
             batch_size: videos in one pass of the vision tower.
         """
-        support = (support or self.stored_support()).to(self.device_of_towers)
+        support = (support or self.stored_support()).to(self.device)
         with evaluation_mode(self):
             frames = self._frames_of(videos, processor, batch_size)
             return self._score_against(frames, support, mode).softmax(-1)
@@ -335,7 +331,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             class_name: None takes the best class.
             support, processor: see `classify`.
         """
-        support = (support or self.stored_support()).to(self.device_of_towers)
+        support = (support or self.stored_support()).to(self.device)
         with evaluation_mode(self):
             frames = self._frames_of(video, processor, 1)
             if len(frames) != 1:

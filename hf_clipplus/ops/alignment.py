@@ -1,7 +1,8 @@
 """How far apart two videos are, frame sequence against frame sequence: OTAM, Bi-MHM, TRX and the distance of means.
 
 Queries are `[..., Q, L, D]` and prototypes `[..., N, M, D]`: any leading dimensions (episodes), any lengths L and M.
-Everything is computed in float32 (float64 stays), also under autocast: half precision cannot hold a sum over a path.
+Distances and paths are computed in float32 (float64 stays), also under autocast: half precision cannot hold a sum over
+a path. TRX, whose cost is matrix products, keeps the type it gets.
 """
 
 import math
@@ -99,7 +100,7 @@ def otam_path(distances: Tensor, *, lam: float = 0.5, both_directions: bool = Tr
         distances, lam, both_directions: see `otam`; of both directions the mean.
 
     Returns:
-        `[..., L, M]`. In one direction each column sums to 1 and more where rows repeat in the first column.
+        `[..., L, M]`. In one direction each column sums to 1, but the first, where a path may stay for several rows.
     """
     with torch.enable_grad():
         leaf = _at_least_float32(distances.detach()).clone().requires_grad_()

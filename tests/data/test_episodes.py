@@ -15,7 +15,6 @@ from hf_clipplus.data.few_shot_videos import (
     VideoSplit,
     embedded_clips,
     open_video_split,
-    order_only,
     published_class_names,
     read_class_folders,
     read_split_list,
@@ -264,9 +263,6 @@ def test_embedded_clips_share_no_action_and_differ_in_order_only_within_a_family
     assert np.array_equal(test.videos[0], test.videos[0])
     rise, fall = test.class_names.index("rises"), test.class_names.index("falls")
     assert any({rise, fall} <= set(group) for group in test.groups)
-    assert len(order_only(splits["val"], 4).groups) == 1
-    with pytest.raises(ValueError, match="no group of 9 classes"):
-        order_only(test, 9)
     with pytest.raises(ValueError, match="'training' of the embedded clips is unknown"):
         embedded_clips("training")
 
