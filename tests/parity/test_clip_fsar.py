@@ -109,7 +109,7 @@ def head_model(info, t, **fields):
     c = info["config"]
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPFSARConfig(
-        text_config=CLIPTextConfig(**tower, vocab_size=16).to_dict(),
+        text_config=CLIPTextConfig(**tower, vocab_size=16, bos_token_id=0, eos_token_id=1).to_dict(),
         vision_config=CLIPVisionConfig(**tower, image_size=16, patch_size=8).to_dict(),
         projection_dim=c["dim"],
         temporal_depth=c["depth"],
