@@ -78,6 +78,18 @@ VARIANTS = (
         recipe="examples/train_ape.py",
         licence="the published code names no licence; nothing of it is used here",
     ),
+    Variant(
+        id="clip_fsar",
+        config="CLIPFSARConfig",
+        model="CLIPFSARForFewShotVideoClassification",
+        processor="CLIPFSARProcessor",
+        paper="2303.02982",
+        title="CLIP-FSAR: few-shot video recognition, prototypes modulated by text",
+        auto_classes=("AutoModel", "AutoModelForVideoClassification"),
+        tasks=("clipplus-few-shot-video-classification", "video-classification"),
+        recipe="examples/train_clip_fsar.py",
+        licence="Apache-2.0 (published code; no weights were published)",
+    ),
 )
 
 

@@ -15,12 +15,21 @@ from .catalogue import VARIANTS
 
 AUTO = "transformers.models.auto"
 TUNERS = ("ape_t",)
+# configurations of towers that transformers does not have; variants take them as `vision_config`
+TOWER_CONFIGS = {"CLIPResNetConfig": "hf_clipplus.models.configuration_clip_resnet"}
+# variants whose image processor is one of ours, for videos
+VIDEO_VARIANTS = ("clip_fsar",)
 # task -> module and class of its pipeline, and the Auto class that loads its model
 PIPELINES = {
     "clipplus-zero-shot-segmentation": (
         "hf_clipplus.pipelines.zero_shot_segmentation",
         "ZeroShotSegmentationPipeline",
         "AutoModel",
+    ),
+    "clipplus-few-shot-video-classification": (
+        "hf_clipplus.pipelines.few_shot_video_classification",
+        "FewShotVideoClassificationPipeline",
+        "AutoModelForVideoClassification",
     ),
 }
 
@@ -80,12 +89,16 @@ def register_variants() -> None:
     when_imported(f"{AUTO}.configuration_auto", _register_configs)
     when_imported(f"{AUTO}.modeling_auto", _register_models)
     when_imported(f"{AUTO}.processing_auto", _register_processors)
+    when_imported(f"{AUTO}.image_processing_auto", _register_video_frames)
     when_imported("transformers.pipelines", _register_pipelines)
     when_imported("peft", _register_tuners)
 
 
 def _register_configs() -> None:
     auto = sys.modules[f"{AUTO}.configuration_auto"]
+    for name, module in TOWER_CONFIGS.items():
+        config = getattr(import_module(module), name)
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
     for variant in VARIANTS:
         config = variant.load(variant.config)
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -106,6 +119,14 @@ def _register_processors() -> None:
         config = variant.load(variant.config)
         processor = LazyClass(variant.module_of(variant.processor), variant.processor, config)
         auto.AutoProcessor.register(config, processor, exist_ok=True)
+
+
+def _register_video_frames() -> None:
+    auto = sys.modules[f"{AUTO}.image_processing_auto"]
+    frames = import_module("hf_clipplus.models.video_processing").VideoFrameProcessor
+    for variant in (each for each in VARIANTS if each.id in VIDEO_VARIANTS):
+        config, backends = variant.load(variant.config), {"pil": frames, "torchvision": frames}
+        auto.AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
 
 
 def _register_pipelines() -> None:

@@ -99,7 +99,8 @@ class ConversionReport:
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Tensors of a `.safetensors` file or a PyTorch file; a pickle is read without running any code in it.
 
-    A training checkpoint (`{"state_dict": ..., "optimizer": ...}`) gives its state dict, and DDP's `module.` is cut.
+    A training checkpoint (`{"state_dict": ..., "optimizer": ...}`, or `model_state`) gives its state dict, and DDP's
+    `module.` is cut.
 
     Raises:
         ValueError: the file holds anything that is not tensors.
@@ -109,8 +110,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("state_dict", "model_state") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a dict of tensors (or one under 'state_dict'), got something else.")
     return {key.removeprefix("module."): value for key, value in state.items()}
@@ -184,33 +185,38 @@ def infer_tower_configs(
     side = round(patches**0.5)
     if side * side != patches:
         raise ValueError(f"visual.positional_embedding has {patches} patch positions, which is no square.")
-    context, text_width = shape["positional_embedding"]
-    vocabulary, joint = shape["token_embedding.weight"][0], shape["visual.proj"][1]
-    layers = {tower: _count_layers(state, tower) for tower in _TOWERS}
+    joint = shape["visual.proj"][1]
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=shape["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        num_hidden_layers=layers["visual.transformer.resblocks"],
+        num_hidden_layers=_count_layers(state, "visual.transformer.resblocks"),
         num_attention_heads=vision_heads or _heads(width, "vision"),
         image_size=side * patch,
         patch_size=patch,
         hidden_act=hidden_act,
         projection_dim=joint,
     )
-    text = CLIPTextConfig(
-        hidden_size=text_width,
-        intermediate_size=shape["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        num_hidden_layers=layers["transformer.resblocks"],
-        num_attention_heads=text_heads or _heads(text_width, "text"),
+    text = infer_text_config(state, hidden_act=hidden_act, heads=text_heads)
+    return {"text_config": text.to_dict(), "vision_config": vision.to_dict(), "projection_dim": joint}
+
+
+def infer_text_config(state: dict[str, torch.Tensor], *, hidden_act: str, heads: int | None = None) -> CLIPTextConfig:
+    """Configuration of the text tower alone, which every open_clip checkpoint with a plain text transformer has."""
+    context, width = state["positional_embedding"].shape
+    vocabulary = state["token_embedding.weight"].shape[0]
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        num_hidden_layers=_count_layers(state, "transformer.resblocks"),
+        num_attention_heads=heads or _heads(width, "text"),
         max_position_embeddings=context,
         vocab_size=vocabulary,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,  # open_clip pools at the highest id of a text: the last of the vocabulary, 49407
         pad_token_id=0,
         hidden_act=hidden_act,
-        projection_dim=joint,
+        projection_dim=state["text_projection"].shape[1],
     )
-    return {"text_config": text.to_dict(), "vision_config": vision.to_dict(), "projection_dim": joint}
 
 
 def from_open_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], ConversionReport]:

@@ -1,7 +1,7 @@
 """What scripts around a training share: where it goes on from, what it leaves behind, how long its steps take."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .callbacks import StepClock
 from .checkpoints import last_complete_checkpoint
-from .trainer import ContrastiveTrainer
+from .evaluating_trainer import EvaluatingTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -25,12 +25,15 @@ def checkpoint_to_resume(output_dir: str, wish: str | None) -> str | None:
     return found
 
 
-def train_and_save(trainer: ContrastiveTrainer, resume: str | None, **card_facts) -> dict[str, float]:
+def train_and_save(
+    trainer: EvaluatingTrainer, resume: str | None, *, tests: Sequence[Callable] | None = None, **card_facts
+) -> dict[str, float]:
     """Train, save, evaluate, write `metrics.json`, print what was measured, and push where the arguments say so.
 
     Args:
         trainer: ready to train.
         resume: the checkpoint it goes on from.
+        tests: evaluators of the end; None takes those of the training.
         card_facts: for the model card (`Trainer.push_to_hub`).
 
     Returns:
@@ -38,6 +41,8 @@ def train_and_save(trainer: ContrastiveTrainer, resume: str | None, **card_facts
     """
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
+    if tests is not None:
+        trainer.evaluators = list(tests)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)

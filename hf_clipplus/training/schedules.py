@@ -1,7 +1,9 @@
 """Published learning-rate schedules that transformers has none for."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from math import cos, pi
+from math import cos, floor, pi
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -45,3 +47,49 @@ def groupvit_factor(
     if late < warmup_steps:
         return warmup_lr_ratio + (1 - warmup_lr_ratio) * late / warmup_steps
     return min_lr_ratio + (1 - min_lr_ratio) * (1 + cos(pi * late / total_steps)) / 2
+
+
+@dataclass(frozen=True)
+class EpisodeSteps:
+    """CLIP-FSAR's schedule (published code): linear warm-up, then steps, in "epochs" that pass twice as fast.
+
+    The trainer gives its schedule `floor(i / S) + i / S` epochs for iteration i, so that a step at epoch 4 comes at
+    iteration 2 S.
+
+    Args:
+        base_lr, warmup_start_lr: peak, and where the warm-up starts.
+        iterations: S, episodes of one process in an "epoch".
+        steps: epochs from which each factor holds.
+        factors: of the peak.
+        warmup_epochs: length of the warm-up.
+        iterations_per_step: iterations of a process in an optimizer step (published 4, on 4 processes).
+    """
+
+    base_lr: float
+    warmup_start_lr: float
+    iterations: int
+    steps: Sequence[float] = (0, 4, 6)
+    factors: Sequence[float] = (1.0, 0.1, 0.01)
+    warmup_epochs: float = 1.0
+    iterations_per_step: int = 4
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate that is set before iteration `iteration` (episodes of one process, from 0)."""
+        epoch = floor(iteration / self.iterations) + iteration / self.iterations
+        if epoch >= self.warmup_epochs:
+            return self._stepped(epoch)
+        slope = (self._stepped(self.warmup_epochs) - self.warmup_start_lr) / self.warmup_epochs
+        return self.warmup_start_lr + epoch * slope
+
+    def _stepped(self, epoch: float) -> float:
+        reached = [factor for step, factor in zip(self.steps, self.factors, strict=True) if epoch >= step]
+        return self.base_lr * reached[-1]
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """The same for optimizer steps; each takes the rate of its last iteration, as the published trainer does.
+
+        Args:
+            optimizer: its learning rate is `base_lr`.
+        """
+        per_step = self.iterations_per_step
+        return LambdaLR(optimizer, lambda step: self.rate((step + 1) * per_step - 1) / self.base_lr)

@@ -1,21 +1,16 @@
 """ContrastiveTrainer: Trainer for models whose loss sees the whole batch of all processes."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from hf_clipplus.data.report import DataReport
 from hf_clipplus.ops.distributed import world_size
 
 from .arguments import ContrastiveTrainingArguments
-from .checkpoints import last_complete_checkpoint
+from .evaluating_trainer import EvaluatingTrainer
 from .gradient_cache import cached_backward, check_can_be_cached
-from .push import PushingTrainer
 from .schedules import groupvit_schedule
 
 logger = logging.get_logger(__name__)
@@ -23,11 +18,7 @@ logger = logging.get_logger(__name__)
 MINING_INPUTS = ("mining_pixel_values", "mining_input_ids", "mining_attention_mask")
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; names the step and the rows. The weights are those before the step."""
-
-
-class ContrastiveTrainer(PushingTrainer):
+class ContrastiveTrainer(EvaluatingTrainer):
     """`Trainer` plus what contrastive training needs; everything else (resume, logging) is Trainer's.
 
     - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
@@ -37,47 +28,25 @@ class ContrastiveTrainer(PushingTrainer):
     - `gradient_cache_chunk_size`: gradients of the whole batch in the memory of a chunk;
     - stops at a loss that is not finite, before it reaches the weights;
     - tells the model when the warm-up of online mining is over, or runs the frozen model that mines;
-    - `evaluators`: objects `(model, processor) -> dict` with a `name`, run at each evaluation.
+    - evaluators and a data report, see `EvaluatingTrainer`.
 
     Args:
-        evaluators: see above; results are logged as `eval_<name>_<metric>`.
         mining_model: frozen dual encoder whose features mine positives (`config.mining_features="frozen_model"`); the
             collator must have its processor as `mining_processor`.
-        report: what reading the data skipped; its summary is logged at the end.
-        kwargs: of `Trainer`.
+        kwargs: of `EvaluatingTrainer` (evaluators, report) and `Trainer`.
     """
 
     args: ContrastiveTrainingArguments
-    loss_is_scaled_for_ga = False
 
-    def __init__(
-        self,
-        *trainer_args,
-        evaluators: Sequence[Callable] = (),
-        mining_model: nn.Module | None = None,
-        report: DataReport | None = None,
-        **kwargs,
-    ):
-        if evaluators and kwargs.get("eval_dataset") is None:
-            kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
+    def __init__(self, *trainer_args, mining_model: nn.Module | None = None, **kwargs):
         super().__init__(*trainer_args, **kwargs)
         if self.args.gradient_cache_chunk_size is not None:
             check_can_be_cached(self.accelerator.unwrap_model(self.model))
-        self.evaluators = list(evaluators)
-        self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.mining_model = mining_model
         if mining_model is not None:
             self.mining_model = mining_model.requires_grad_(False).eval().to(self.args.device)
             self._warn_of_other_calibration(mining_model)
-        self.add_callback(_AfterStep(self, report))
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As `Trainer.train`; True resumes from the last checkpoint that was written to its end."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.add_callback(_ClampScale(self))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         example_index = inputs.pop("example_index", None)
@@ -135,24 +104,7 @@ class ContrastiveTrainer(PushingTrainer):
                     logs[name] = parameter.exp().item()
                 elif name.endswith("logit_bias"):
                     logs[name] = parameter.item()
-            # nan says that a batch had no such pair
-            logs |= {key: torch.stack(values).float().nanmean().item() for key, values in self._statistics.items()}
-            self._statistics.clear()
         super().log(logs, *args, **kwargs)
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Loss on the evaluation set, if there is one, and every evaluator; all in one record of the log."""
-        metrics = {}
-        if eval_dataset or self.eval_dataset:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.evaluators:
-            model = self.accelerator.unwrap_model(self.model)
-            for evaluator in self.evaluators:
-                found = evaluator(model, self.processing_class)
-                metrics |= {f"{metric_key_prefix}_{evaluator.name}_{key}": value for key, value in found.items()}
-            self.log(dict(metrics))
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def _with_mining(self, inputs: dict) -> dict:
         """The batch with what the model mines from."""
@@ -177,20 +129,6 @@ class ContrastiveTrainer(PushingTrainer):
             inputs["mining_text_features"] = texts.pooler_output.float()
         return inputs
 
-    def _remember(self, statistics: dict[str, torch.Tensor]) -> None:
-        for key, value in statistics.items():
-            self._statistics[key].append(value.detach())
-
-    def _stop_if_not_finite(self, loss: torch.Tensor, example_index: torch.Tensor | None) -> None:
-        if torch.isfinite(loss):
-            return
-        rows = "unknown" if example_index is None else ", ".join(map(str, example_index.tolist()))
-        raise NonFiniteLossError(
-            f"The loss is {loss.item()} at step {self.state.global_step + 1}; rows of the batch: {rows}. Nothing was "
-            f"written after it: resume from the last checkpoint in {self.args.output_dir} with a lower learning rate, "
-            "gradient clipping (max_grad_norm) or bf16 instead of fp16, or look at those rows."
-        )
-
     def _warn_of_other_calibration(self, mining_model: nn.Module) -> None:
         config = self.accelerator.unwrap_model(self.model).config
         name = getattr(mining_model, "name_or_path", "")
@@ -201,23 +139,14 @@ class ContrastiveTrainer(PushingTrainer):
             )
 
 
-class _AfterStep(TrainerCallback):
-    """Tells the data set its epoch, clamps the scale after each step, reports at the end what the data lost."""
+class _ClampScale(TrainerCallback):
+    """Keeps the inverse temperature in its limits after each step."""
 
-    def __init__(self, trainer: ContrastiveTrainer, report: DataReport | None):
-        self.trainer, self.report = trainer, report
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # accelerate tells the data set only when no sampler listens, and then not in every process
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(int(state.epoch + 1e-6))
+    def __init__(self, trainer: ContrastiveTrainer):
+        self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.trainer.accelerator.unwrap_model(self.trainer.model).clamp_logit_scale(args.max_logit_scale)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.report is not None and (summary := self.report.summary()):
-            logger.warning(summary)
 
 
 def _average_gradients(model: nn.Module) -> None:

@@ -1,10 +1,15 @@
 """Tiny towers, tokenizer and pictures that the model tests share."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+sys.path.append(str(Path(__file__).parent))  # video_files
 
 CAPTIONS = ["a red cat", "a small dog on a hill", "two green boats", "a tiger", "the sun over the sea", "a cup of tea"]
 

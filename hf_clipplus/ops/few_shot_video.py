@@ -1,0 +1,122 @@
+"""What CLIP-FSAR does with text beside the alignment: video-text scores and how they join the visual ones."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .alignment import ALIGNMENTS, bi_mhm, frame_distances, mean_distances, otam
+
+
+def prototype_distances(
+    queries: Tensor,
+    prototypes: Tensor,
+    *,
+    alignment: str = "otam",
+    eps: float = 0.01,
+    lam: float = 0.5,
+    both_directions: bool = True,
+) -> Tensor:
+    """Distance of every query to every prototype by one of the metrics without parameters.
+
+    Args:
+        queries: `[..., Q, L, D]`.
+        prototypes: `[..., N, M, D]`.
+        alignment: "otam", "bimhm" or "mean".
+        eps: of the cosine; lam, both_directions: of OTAM.
+
+    Returns:
+        `[..., Q, N]`.
+
+    Raises:
+        ValueError: unknown alignment.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment={alignment!r} is unknown: choose one of {', '.join(ALIGNMENTS)}.")
+    if alignment == "mean":
+        return mean_distances(queries, prototypes, eps=eps)
+    distances = frame_distances(queries, prototypes, eps=eps)
+    if alignment == "bimhm":
+        return bi_mhm(distances)
+    return otam(distances, lam=lam, both_directions=both_directions)
+
+
+def video_text_logits(video_means: Tensor, text_embeds: Tensor, scale: Tensor | float, *, eps: float = 0.01) -> Tensor:
+    """`scale * v.w / (|v| |w| + eps)`, the logits of CLIP-FSAR's video-text loss (published code).
+
+    Args:
+        video_means: `[..., V, D]`, mean over time of frame features.
+        text_embeds: `[..., C, D]`.
+        scale: inverse temperature; eps: 0 at inference, where the published code normalises exactly.
+
+    Returns:
+        `[..., V, C]`, at least float32.
+    """
+    cosines = 1 - frame_distances(video_means[..., :, None, :], text_embeds[..., :, None, :], eps=eps)[..., 0, 0]
+    return scale * cosines
+
+
+def combined_log_scores(text_logits: Tensor, distances: Tensor, *, beta: float = 0.9, divisor: float = 8.0) -> Tensor:
+    """Log of `p_text^beta * p_visual^(1 - beta)` with `p_visual = softmax((8 - D) / 8)`; not renormalised.
+
+    The published code divides by 8 whatever the number of frames is; the 8 it subtracts from cancels in the softmax.
+
+    Args:
+        text_logits: `[..., Q, N]`.
+        distances: `[..., Q, N]` of the alignment.
+        beta: weight of the text; divisor: see above.
+
+    Returns:
+        `[..., Q, N]`.
+    """
+    visual = F.log_softmax(-distances / divisor, dim=-1)
+    return beta * F.log_softmax(text_logits, dim=-1) + (1 - beta) * visual
+
+
+def video_losses(
+    logits: Tensor, query_labels: Tensor, class_logits: Tensor, class_ids: Tensor, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CLIP-FSAR's loss `L_fs + weight * L_vt` and its two parts, each a mean cross-entropy.
+
+    The published trainer divides by 4, its number of accumulated episodes; here that is the trainer's business.
+
+    Args:
+        logits: `[..., Q, N]`; query_labels: `[..., Q]`.
+        class_logits: `[..., V, C]` against all training classes; class_ids: `[..., V]`.
+        weight: of the video-text part.
+
+    Returns:
+        The sum, the few-shot part, the video-text part.
+    """
+    few_shot = F.cross_entropy(logits.flatten(0, -2), query_labels.flatten())
+    video_text = F.cross_entropy(class_logits.flatten(0, -2), class_ids.flatten())
+    return few_shot + weight * video_text, few_shot, video_text
+
+
+def check_episode_labels(support_labels: Tensor, query_labels: Tensor | None = None) -> int:
+    """The number of classes of episodes whose labels are 0..N-1, each with a support video.
+
+    Args:
+        support_labels: `[..., S]`; query_labels: `[..., Q]`.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: labels that are no whole numbers, with gaps, different N in the episodes, or a query whose class
+            has no support video.
+    """
+    for name, labels in (("support_labels", support_labels), ("query_labels", query_labels)):
+        if labels is not None and labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must be int64 labels 0..N-1, got {labels.dtype}.")
+    episodes = support_labels.reshape(-1, support_labels.shape[-1]).tolist()
+    classes = {max(labels) + 1 for labels in episodes}
+    if len(classes) != 1 or any(set(labels) != set(range(max(labels) + 1)) for labels in episodes):
+        shown = sorted(set(episodes[0]))
+        raise ValueError(
+            f"support labels must be 0..N-1 without gaps, the same N in every episode; the first has {shown}."
+        )
+    (count,) = classes
+    if query_labels is not None and query_labels.numel() and not 0 <= query_labels.min() <= query_labels.max() < count:
+        outside = sorted({label for label in query_labels.flatten().tolist() if not 0 <= label < count})
+        raise ValueError(f"query labels {outside} have no support video; the support has classes 0..{count - 1}.")
+    return count

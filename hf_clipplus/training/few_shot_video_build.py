@@ -1,0 +1,230 @@
+"""What the few-shot video examples share: published recipes, the starting model, videos, episodes and evaluators."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+from hf_clipplus.data.clipart import EMBEDDED
+from hf_clipplus.data.episodes import UNREADABLE, EpisodeDataset, EpisodeSampler
+from hf_clipplus.data.few_shot_videos import VideoSplit, embedded_clips, open_video_split
+from hf_clipplus.data.report import DataReport
+from hf_clipplus.data.video_views import CROP_ONLY, KINETICS_QUERIES
+from hf_clipplus.evaluation.few_shot_video import FewShotVideoEvaluation
+from hf_clipplus.models.clip_fsar import CLIPFSARConfig, CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
+from hf_clipplus.models.video_processing import VideoFrameProcessor
+
+from .schedules import EpisodeSteps
+
+EMBEDDED_ENCODER = "examples/checkpoints/clipart-clip"
+RESIZE_MARGIN = 256 / 224  # published side that frames are stretched to, over the crop
+ADAPTATIONS = ("full", "lora", "frozen")
+
+
+@dataclass(frozen=True)
+class VideoRecipe:
+    """What was published for one data set (RN50; nothing is published for ViT).
+
+    Args:
+        steps: learning rates.
+        episodes: training iterations of one process.
+        video_text_weight: w of the loss.
+        evaluate_every: iterations.
+        frame_sampling: see `models.video_frames.frame_sampler`.
+        seed: of the run.
+    """
+
+    steps: EpisodeSteps
+    episodes: int
+    video_text_weight: float
+    evaluate_every: int
+    frame_sampling: str = "segments"
+    seed: int = 0
+
+
+RECIPES = {
+    "ssv2_small": VideoRecipe(EpisodeSteps(5e-5, 2e-5, 2000), 30000, 3.0, 1000),
+    "ssv2_full": VideoRecipe(EpisodeSteps(5e-5, 1e-5, 4000), 30000, 3.0, 1000),
+    "kinetics100": VideoRecipe(EpisodeSteps(1e-5, 5e-6, 250, (0, 6, 9)), 5000, 1.5, 100, "kinetics", 18),
+    "ucf101": VideoRecipe(EpisodeSteps(2e-6, 1e-7, 600), 3000, 1.5, 100),
+    "hmdb51": VideoRecipe(EpisodeSteps(1e-5, 1e-6, 700), 5000, 1.2, 300),
+}
+PUBLISHED_WEIGHT_DECAY = 1e-3
+PUBLISHED_EPISODES_PER_STEP = 16
+
+
+@dataclass
+class FewShotVideoArguments:
+    """Videos, episodes and how they are evaluated."""
+
+    dataset: str = field(
+        default=EMBEDDED,
+        metadata={
+            "help": f"'{EMBEDDED}': the embedded clips. Or a folder of videos with train.txt, val.txt, test.txt (the "
+            "published lists) or train/<class>/<video>, val/..., test/..."
+        },
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": f"Published recipe and class names of a data set: {', '.join(RECIPES)}."},
+    )
+    way: int = field(default=5, metadata={"help": "Classes of an episode."})
+    shots: int = field(default=1, metadata={"help": "Support videos of a class in training; published 1."})
+    queries: int = field(default=5, metadata={"help": "Query videos of a class in training."})
+    eval_shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Shots of the tests."})
+    eval_episodes: int = field(default=10_000, metadata={"help": "Episodes of a test; a tenth of them on val."})
+    eval_frames: str = field(default="centre", metadata={"help": "'centre', or 'random' as in the published tests."})
+    clips_per_class: int = field(default=40, metadata={"help": "Embedded clips of each action."})
+    on_bad_video: str = field(default="raise", metadata={"help": "'raise', or 'replace' and count."})
+
+    def __post_init__(self):
+        if self.preset is not None and self.preset not in RECIPES:
+            raise ValueError(f"preset {self.preset!r} is unknown: choose one of {', '.join(RECIPES)}.")
+
+
+@dataclass
+class CLIPFSARModelArguments:
+    """Where the model starts from, and the settings of CLIP-FSAR."""
+
+    model_name_or_path: str = field(
+        default=EMBEDDED_ENCODER, metadata={"help": "A CLIP or CLIP-FSAR checkpoint (ViT); the embedded one else."}
+    )
+    alignment: str = field(default="otam", metadata={"help": "'otam', 'bimhm' or 'mean'."})
+    merge: str = field(default="before", metadata={"help": "Shots are averaged 'before' or 'after' the transformer."})
+    modulate: bool = field(default=True, metadata={"help": "Whether class texts modulate the prototypes."})
+    video_text_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the video-text loss; the preset's, or 1.5."}
+    )
+    text_scale_init_value: float = field(
+        default=1.0, metadata={"help": "First inverse temperature of the video-text loss; published 1."}
+    )
+    num_frames: int = field(default=8, metadata={"help": "Frames of a video."})
+    adaptation: str = field(
+        default="full",
+        metadata={"help": "Of the vision tower: 'full' training, 'lora' (PEFT), or 'frozen'."},
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+
+    def __post_init__(self):
+        if self.adaptation not in ADAPTATIONS:
+            raise ValueError(f"adaptation {self.adaptation!r} is unknown: choose one of {', '.join(ADAPTATIONS)}.")
+
+
+def build_clip_fsar(
+    args: CLIPFSARModelArguments, data: FewShotVideoArguments
+) -> tuple[CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor]:
+    """The starting model and its processor; what CLIP does not have starts at random.
+
+    Raises:
+        OSError: `model_name_or_path` is neither a folder nor a Hub id.
+        ValueError: the checkpoint lacks weights of CLIP.
+    """
+    recipe = RECIPES.get(data.preset)
+    weight = args.video_text_weight
+    if weight is None:
+        weight = recipe.video_text_weight if recipe else 1.5
+    fields = {name: getattr(args, name) for name in ("alignment", "merge", "modulate", "num_frames")}
+    fields |= {"video_text_weight": weight, "text_scale_init_value": args.text_scale_init_value}
+    fields["freeze_vision"] = args.adaptation == "frozen"
+    name = args.model_name_or_path
+    found = AutoConfig.from_pretrained(name)
+    if found.model_type == "clipplus_clip_fsar":
+        model = CLIPFSARForFewShotVideoClassification.from_pretrained(name, **fields)
+        return model, AutoProcessor.from_pretrained(name)
+    towers = {side: getattr(found, side).to_dict() for side in ("text_config", "vision_config")}
+    config = CLIPFSARConfig(**towers, projection_dim=found.projection_dim, **fields)
+    model, info = CLIPFSARForFewShotVideoClassification.from_pretrained(name, config=config, output_loading_info=True)
+    own = ("temporal_transformer.", "video_text_scale")
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(own)):
+        raise ValueError(f"{name} lacks weights of CLIP that would stay random: {missing[:5]}")
+    side = model.config.vision_config.image_size
+    resize = side if data.dataset == EMBEDDED else round(side * RESIZE_MARGIN)
+    sampling = recipe.frame_sampling if recipe else "segments"
+    frames = VideoFrameProcessor(
+        resize=resize, crop=side, num_frames=args.num_frames, frame_sampling=sampling, **_channels(name)
+    )
+    return model.float(), CLIPFSARProcessor(frames, AutoTokenizer.from_pretrained(name))
+
+
+def with_lora(model: CLIPFSARForFewShotVideoClassification, rank: int) -> Any:
+    """The model with LoRA on the attention of a ViT tower, the temporal transformer trained in full (PEFT).
+
+    Raises:
+        ValueError: a ResNet tower.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if model.config.has_resnet:
+        raise ValueError("LoRA is placed on the attention of a ViT; a ResNet tower has only that of its pooling.")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=r"vision_model\..*\.(q_proj|k_proj|v_proj|out_proj)",
+        modules_to_save=["temporal_transformer"],
+    )
+    return get_peft_model(model, config)
+
+
+def open_split(data: FewShotVideoArguments, split: str, *, image_size: int, num_frames: int) -> VideoSplit:
+    """The videos of one split; the embedded ones of the size of the model's frames."""
+    if data.dataset != EMBEDDED:
+        return open_video_split(data.dataset, split, dataset=data.preset)
+    return embedded_clips(split, per_class=data.clips_per_class, frames=num_frames, image_size=image_size)
+
+
+def training_episodes(
+    data: FewShotVideoArguments, split: VideoSplit, processor: Any, *, length: int, seed: int
+) -> tuple[EpisodeDataset, DataReport]:
+    """Random episodes of the training videos, and the report of what they lose."""
+    report = DataReport([UNREADABLE])
+    sampler = EpisodeSampler(split.labels, way=data.way, shots=data.shots, queries=data.queries, seed=seed)
+    frames = processor.image_processor
+    episodes = EpisodeDataset(
+        split,
+        sampler,
+        length=length,
+        num_frames=frames.num_frames,
+        frame_sampling=frames.frame_sampling,
+        query_view=KINETICS_QUERIES if data.preset == "kinetics100" else CROP_ONLY,
+        on_bad_video=data.on_bad_video,
+        report=report,
+    )
+    return episodes, report
+
+
+def validation_evaluators(data: FewShotVideoArguments, split: VideoSplit) -> list[FewShotVideoEvaluation]:
+    """What decides the best checkpoint: the first of the tests' shots on validation videos, never test videos."""
+    return [
+        FewShotVideoEvaluation(
+            split,
+            way=data.way,
+            shots=data.eval_shots[0],
+            episodes=max(1, data.eval_episodes // 10),
+            frames=data.eval_frames,
+            name="val",
+        )
+    ]
+
+
+def final_evaluators(data: FewShotVideoArguments, split: VideoSplit) -> list[FewShotVideoEvaluation]:
+    """The tests: each number of shots, and, where the split has them, classes that only the order tells apart."""
+    options = {"episodes": data.eval_episodes, "frames": data.eval_frames}
+    found = [
+        FewShotVideoEvaluation(split, way=data.way, shots=shots, name=f"test_{shots}_shot", **options)
+        for shots in data.eval_shots
+    ]
+    if split.groups:
+        way = min(data.way, *(len(group) for group in split.groups))
+        found += [
+            FewShotVideoEvaluation(
+                split, way=way, shots=shots, name=f"test_{shots}_shot_order_only", same_group=True, **options
+            )
+            for shots in data.eval_shots
+        ]
+    return found
+
+
+def _channels(name: str) -> dict[str, list[float]]:
+    """Mean and standard deviation that a CLIP checkpoint was trained with."""
+    image_processor = AutoProcessor.from_pretrained(name).image_processor
+    return {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
