@@ -186,7 +186,7 @@ def infer_tower_configs(
         raise ValueError(f"visual.positional_embedding has {patches} patch positions, which is no square.")
     context, text_width = shape["positional_embedding"]
     vocabulary, joint = shape["token_embedding.weight"][0], shape["visual.proj"][1]
-    layers = {tower: _count_layers(state, tower) for tower in _TOWERS}
+    layers = {tower: count_layers(state, tower) for tower in _TOWERS}
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=shape["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
@@ -223,7 +223,7 @@ def from_open_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tens
         The tensors, and the report; call `report.check` with the shapes that the model expects.
     """
     left, converted, report = dict(state), {}, ConversionReport()
-    for source, targets in _layout(*(_count_layers(state, tower) for tower in _TOWERS)).items():
+    for source, targets in _layout(*(count_layers(state, tower) for tower in _TOWERS)).items():
         tensor = left.pop(source, None)
         if tensor is None:
             if source != "logit_bias":
@@ -248,7 +248,7 @@ def to_open_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
         ValueError: keys that open_clip's layout has no place for, or that it needs and are absent.
     """
     left, converted, report = dict(state), {}, ConversionReport()
-    layers = (_count_layers(state, f"{tower}.encoder.layers") for tower in _TOWERS.values())
+    layers = (count_layers(state, f"{tower}.encoder.layers") for tower in _TOWERS.values())
     for target, sources in _layout(*layers).items():
         absent = [source for source in sources if source not in left]
         if absent:
@@ -278,7 +278,8 @@ def _layout(vision_layers: int, text_layers: int) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """Layers whose keys begin with `prefix` and a number."""
     numbers = [int(key[len(prefix) + 1 :].split(".")[0]) for key in state if key.startswith(f"{prefix}.")]
     return max(numbers, default=-1) + 1
 
