@@ -97,7 +97,9 @@ class PictureArguments:
     pictures: int = field(default=2000, metadata={"help": "Embedded pictures of an epoch."})
     on_bad_row: str = field(default="skip", metadata={"help": "'skip' counts unreadable images; 'raise' stops."})
     mmvp: str | None = field(default=None, metadata={"help": "Folder of MMVP-VLM to evaluate on as it goes."})
-    eval_split: str = field(default="validation", metadata={"help": "Embedded drawings to evaluate on as it goes."})
+    eval_split: str = field(
+        default="validation", metadata={"help": "Embedded drawings to evaluate on before and after, or 'none'."}
+    )
     eval_pictures: int = field(
         default=600, metadata={"help": "Embedded pictures of each linear probe; a tenth as many pairs of each fact."}
     )
@@ -193,7 +195,7 @@ def build_collator(
 def open_evaluators(data: PictureArguments, image_size: int) -> list:
     """What is run at each evaluation: MMVP-VLM where it is given; with the embedded drawings their own protocols."""
     found = [PairEvaluator(read_mmvp(data.mmvp))] if data.mmvp else []
-    if data.dataset == EMBEDDED:
+    if data.dataset == EMBEDDED and data.eval_split != "none":
         pairs = data.eval_pictures // 10
         found.append(clipart_pairs(data.eval_split, image_size=image_size, pairs_per_fact=pairs))
         found += clipart_probes(data.eval_split, image_size=image_size, rows=data.eval_pictures)
