@@ -32,6 +32,7 @@ _CENTRES = {
 FACTS: dict[str, tuple] = {"orientation": TURNS, "count": COUNTS, "colour": COLOURS, "position": PLACES}
 SINGLE, HALF = 0.75, 0.46  # longest side of a drawing that stands alone, and of one that shares the picture
 GRID = ((0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74))  # centres of up to four copies
+NEUTRAL = [canvas.BACKGROUND_NAMES.index(name) for name in ("white", "light grey")]
 DARKEST = 0.35  # how dark black becomes in a tinted drawing, over the tint
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
@@ -119,7 +120,7 @@ def look_alike_pairs(
         for number in range(pairs_per_fact):
             rng = item_generator(seed, 0, number, list(FACTS).index(fact))
             drawing = able[int(rng.integers(len(able)))]
-            background = _background(drawing, rng)
+            background = _background(drawing, fact, rng)
             values = [FACTS[fact][place] for place in rng.choice(len(FACTS[fact]), size=2, replace=False)]
             options = {"size": image_size, "background": background, "rng": rng}
             found.append(
@@ -170,12 +171,14 @@ class FactPictures(SeededWorld):
         rng = self._generator(index)
         drawing = self.able[int(rng.integers(len(self.able)))]
         label = index % len(FACTS[self.fact])
-        options = {"size": self.image_size, "background": _background(drawing, rng), "rng": rng}
+        options = {"size": self.image_size, "background": _background(drawing, self.fact, rng), "rng": rng}
         return {"image": picture_of(drawing, self.fact, FACTS[self.fact][label], **options), "label": label}
 
 
-def _background(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
-    return canvas.BACKGROUND_RGB[rng.choice(drawing.backgrounds)]
+def _background(drawing: Drawing, fact: str, rng: np.random.Generator) -> np.ndarray:
+    """A background that shows the drawing; one without colour where the drawing is tinted."""
+    able = NEUTRAL if fact == "colour" else drawing.backgrounds
+    return canvas.BACKGROUND_RGB[rng.choice(able)]
 
 
 @lru_cache(maxsize=4096)  # drawings are compared by identity
