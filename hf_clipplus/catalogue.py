@@ -67,6 +67,18 @@ VARIANTS = (
         licence="NVIDIA Source Code License, non-commercial (published code and weights; nothing of it is used here)",
     ),
     Variant(
+        id="diva",
+        config="DIVAConfig",
+        model="DIVAModel",
+        processor="DIVAProcessor",
+        paper="2407.20171",
+        title="DIVA: a diffusion model's feedback trains the visual tower",
+        auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
+        tasks=("zero-shot-image-classification",),
+        recipe="examples/train_diva.py",
+        licence="MIT (published code), Apache-2.0 (published weights); Stable Diffusion's own for the generator",
+    ),
+    Variant(
         id="ape",
         config="APEConfig",
         model="APEForImageClassification",

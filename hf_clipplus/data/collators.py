@@ -131,9 +131,9 @@ class ContrastiveCollator:
 
     def _example(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         index, epoch = int(row.get("index", 0)), int(row.get("epoch", 0))
-        name = _name(row, index)
+        name = row_name(row, index)
         try:
-            original = row["image"] if _is_plain(row["image"]) else load_image(row["image"], name=name)
+            original = row["image"] if is_plain_rgb(row["image"]) else load_image(row["image"], name=name)
         except UnreadableImageError:
             return self._bad_row("unreadable image", name)
         text_generator = item_generator(self.seed, epoch, index, TEXT_STREAM)
@@ -196,12 +196,12 @@ def text_id(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _is_plain(image: Any) -> bool:
+def is_plain_rgb(image: Any) -> bool:
     """Whether it is a decoded RGB picture already, as the embedded worlds give."""
     return type(image) is Image.Image and image.mode == "RGB"
 
 
-def _name(row: Mapping[str, Any], index: int) -> str:
+def row_name(row: Mapping[str, Any], index: int) -> str:
     """What a person can find the row by."""
     image = row.get("image")
     path = image.get("path") if isinstance(image, Mapping) else image
@@ -218,6 +218,6 @@ def _candidates(row: Mapping[str, Any]) -> list[str]:
 def _check_length(row: Mapping[str, Any], column: str, values: Sequence, candidates: list[str]) -> None:
     if len(values) != len(candidates):
         raise ValueError(
-            f"{_name(row, int(row.get('index', 0)))}: column {column} has {len(values)} entries, "
+            f"{row_name(row, int(row.get('index', 0)))}: column {column} has {len(values)} entries, "
             f"the row has {len(candidates)} captions (raw and pseudo)."
         )

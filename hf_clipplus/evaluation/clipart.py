@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld, load_drawings, query_captions
+from hf_clipplus.data.clipart_facts import FactPictures, look_alike_pairs
 from hf_clipplus.data.sources import iterate
+from hf_clipplus.evaluation.linear_probe import LinearProbe
+from hf_clipplus.evaluation.mmvp import PairEvaluator
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 
@@ -57,3 +60,21 @@ def clipart_scores(model: torch.nn.Module, processor: Any, split: str = "test") 
         prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
         found[f"{prefix}name_{metric}"] = value
     return found
+
+
+def clipart_pairs(split: str = "test", *, image_size: int, pairs_per_fact: int = 60) -> PairEvaluator:
+    """The embedded look-alike pairs, in the manner of MMVP-VLM; the texts need no prefix."""
+    pairs = look_alike_pairs(split, image_size=image_size, pairs_per_fact=pairs_per_fact)
+    return PairEvaluator(pairs, prefix="", name="clipart_pairs")
+
+
+def clipart_probes(split: str = "test", *, image_size: int, rows: int = 600) -> tuple[LinearProbe, ...]:
+    """Linear probes for orientation, count and colour, fitted on train drawings and tested on those of `split`."""
+    return tuple(
+        LinearProbe(
+            FactPictures("train", fact, image_size=image_size, length=rows),
+            FactPictures(split, fact, image_size=image_size, length=rows),
+            name=f"probe_{fact}",
+        )
+        for fact in ("orientation", "count", "colour")
+    )

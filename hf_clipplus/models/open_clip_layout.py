@@ -189,7 +189,7 @@ def infer_tower_configs(
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=shape["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        num_hidden_layers=_count_layers(state, "visual.transformer.resblocks"),
+        num_hidden_layers=count_layers(state, "visual.transformer.resblocks"),
         num_attention_heads=vision_heads or _heads(width, "vision"),
         image_size=side * patch,
         patch_size=patch,
@@ -207,7 +207,7 @@ def infer_text_config(state: dict[str, torch.Tensor], *, hidden_act: str, heads:
     return CLIPTextConfig(
         hidden_size=width,
         intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        num_hidden_layers=_count_layers(state, "transformer.resblocks"),
+        num_hidden_layers=count_layers(state, "transformer.resblocks"),
         num_attention_heads=heads or _heads(width, "text"),
         max_position_embeddings=context,
         vocab_size=vocabulary,
@@ -229,7 +229,7 @@ def from_open_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tens
         The tensors, and the report; call `report.check` with the shapes that the model expects.
     """
     left, converted, report = dict(state), {}, ConversionReport()
-    for source, targets in _layout(*(_count_layers(state, tower) for tower in _TOWERS)).items():
+    for source, targets in _layout(*(count_layers(state, tower) for tower in _TOWERS)).items():
         tensor = left.pop(source, None)
         if tensor is None:
             if source != "logit_bias":
@@ -254,7 +254,7 @@ def to_open_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
         ValueError: keys that open_clip's layout has no place for, or that it needs and are absent.
     """
     left, converted, report = dict(state), {}, ConversionReport()
-    layers = (_count_layers(state, f"{tower}.encoder.layers") for tower in _TOWERS.values())
+    layers = (count_layers(state, f"{tower}.encoder.layers") for tower in _TOWERS.values())
     for target, sources in _layout(*layers).items():
         absent = [source for source in sources if source not in left]
         if absent:
@@ -284,7 +284,8 @@ def _layout(vision_layers: int, text_layers: int) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """Layers whose keys begin with `prefix` and a number."""
     numbers = [int(key[len(prefix) + 1 :].split(".")[0]) for key in state if key.startswith(f"{prefix}.")]
     return max(numbers, default=-1) + 1
 

@@ -20,7 +20,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
     >>> import hf_clipplus
     >>> from transformers import pipeline
 
-    >>> classify = pipeline("clipplus-few-shot-video-classification", model="org/clip_fsar-plus")
+    >>> classify = pipeline("clipplus-few-shot-video-classification", model="org/clip-fsar-plus")
     >>> classify("new.mp4", support={"pour": ["a.mp4", "b.mp4"], "fold": ["c.mp4"]})
     >>> classify(["d.mp4", "frames_of_e/"])  # the support is kept
     >>> classify.model.push_to_hub("org/pour-or-fold")  # and goes along

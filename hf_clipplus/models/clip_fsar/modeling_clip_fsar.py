@@ -89,8 +89,8 @@ class CLIPFSARForFewShotVideoClassification(CLIPFSARPreTrainedModel, FewShotVide
     >>> import hf_clipplus
     >>> from transformers import AutoModelForVideoClassification, AutoProcessor
 
-    >>> model = AutoModelForVideoClassification.from_pretrained("org/clip_fsar-plus")
-    >>> processor = AutoProcessor.from_pretrained("org/clip_fsar-plus")
+    >>> model = AutoModelForVideoClassification.from_pretrained("org/clip-fsar-plus")
+    >>> processor = AutoProcessor.from_pretrained("org/clip-fsar-plus")
     >>> model.encode_support(videos, ["pour", "pour", "fold"], processor=processor)  # paths, frames or arrays
     >>> model.classify("new.mp4", processor=processor)  # [1, 2] probabilities of "pour" and "fold"
     >>> model.push_to_hub("org/pour-or-fold")  # with the support set: an ordinary video classifier
