@@ -127,6 +127,8 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
     pipelines = {task: PIPELINES[task] for task in variant.tasks if task in PIPELINES}
     classes = {"AutoConfig": type(model.config), **dict.fromkeys(variant.auto_classes, type(model))}
     classes["AutoProcessor"] = type(processor)
+    parts = {"AutoImageProcessor": type(getattr(processor, "image_processor", None))}
+    classes |= {auto: part for auto, part in parts.items() if part.__module__.partition(".")[0] == PACKAGE}
     found = dict.fromkeys(classes.values())
     found |= dict.fromkeys(getattr(import_module(module), name) for module, name, _ in pipelines.values())
     own = dict.fromkeys([*found, *(backbone.load(name) for backbone in backbones for name in _registered(backbone))])
@@ -144,7 +146,8 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
         for task, (_, name, auto) in pipelines.items()
     }
     _update_json(folder / "config.json", auto_map=auto_map, **({"custom_pipelines": tasks} if tasks else {}))
-    _update_json(folder / "processor_config.json", auto_map={"AutoProcessor": auto_map["AutoProcessor"]})
+    processors = {auto: entry for auto, entry in auto_map.items() if auto.endswith("Processor")}
+    _update_json(folder / "processor_config.json", auto_map=processors)
     return sorted(path.name for path in set(folder.iterdir()) - before)
 
 

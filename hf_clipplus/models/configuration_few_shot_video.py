@@ -6,12 +6,14 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from hf_clipplus.ops.alignment import ALIGNMENTS
 
+from .configuration_zoo import ZooConfig
+
 VISION_TOWERS = ("clip_vision_model", "clipplus_clip_resnet")
 MERGES = ("before", "after")
 
 
 @strict
-class FewShotVideoConfig(PreTrainedConfig):
+class FewShotVideoConfig(ZooConfig):
     """Two CLIP towers, and how videos are compared.
 
     Args:

@@ -14,7 +14,8 @@ def picture() -> Image.Image:
 @torch.no_grad()
 def answers(model, processor) -> dict[str, torch.Tensor]:
     """Inputs and outputs, by name."""
-    given = {"images": [picture()]} | ({"text": LABELS} if "text" in model.input_modalities else {})
+    given = {"videos": [[picture(), picture()]]} if "video" in model.input_modalities else {"images": [picture()]}
+    given |= {"text": LABELS} if "text" in model.input_modalities else {}
     inputs = {name: value for name, value in processor(**given, return_tensors="pt").items() if torch.is_tensor(value)}
     outputs = model.eval()(**inputs)
     found = {name: value for name, value in outputs.items() if torch.is_tensor(value)}
@@ -34,4 +35,4 @@ def ask_pipeline(pipe, task: str):
         return pipe(picture(), candidate_labels=LABELS)
     if task == "clipplus-zero-shot-segmentation":
         return pipe(picture(), class_names=["boat", "cat"], background=0.5, short_side=32)["labels"].tolist()
-    return pipe(picture())
+    return pipe("new.mp4" if "video" in task else picture())

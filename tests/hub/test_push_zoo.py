@@ -9,7 +9,8 @@ import torch
 from answers import answers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from tiny_zoo import CLASSES, pictures, tiny
+from tiny_zoo import CLASSES, clip, pictures, tiny
+from video_files import write_video
 
 from hf_clipplus import get_variant, list_models
 from hf_clipplus.evaluation.results import Results
@@ -144,6 +145,8 @@ def test_a_stranger_gets_the_same_models_and_then_needs_neither_network_nor_pack
     folder, variants, adapters = lines
     for name in ("picture.jpg", "street.jpg"):  # what the samples of the cards open
         pictures(1)[0].resize((64, 48)).save(folder / name)
+    for seed, name in enumerate(("new", "another", "a", "b", "c")):
+        write_video(folder / f"{name}.mp4", clip(seed))
     alike = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{HERE}:{ROOT}"}
     environment = hub.environment(folder / "stranger", **alike)
     run(STRANGER, variants + adapters, folder, environment)

@@ -7,7 +7,9 @@ from transformers import CLIPImageProcessorPil
 
 from hf_clipplus import get_variant
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
+from hf_clipplus.models.clip_fsar import CLIPFSARConfig, CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
 from hf_clipplus.models.groupvit import GroupViTPlusConfig, GroupViTPlusModel, GroupViTPlusProcessor
+from hf_clipplus.models.video_processing import VideoFrameProcessor
 from hf_clipplus.training.scratch import train_tokenizer
 
 CAPTIONS = ("a red boat", "two cats on a hill", "a cup of tea", "a photo of a tiger.", "the sun over the sea")
@@ -35,6 +37,11 @@ def text_tower(tokenizer) -> dict:
 def pictures(count: int) -> list[Image.Image]:
     draw = np.random.default_rng(0)
     return [Image.fromarray(draw.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def clip(seed: int, frames: int = 4) -> np.ndarray:
+    """A video as an array."""
+    return np.random.default_rng(seed).integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8)
 
 
 def two_towers(variant):
@@ -65,4 +72,15 @@ def ape(variant):
     return model.fit(pictures(6), [0, 1, 2] * 2, CLASSES, processor=processor), processor
 
 
-MAKERS = {"groupvit": groupvit, "ape": ape}
+def clip_fsar(variant):
+    """With a support set, so that it is an ordinary video classifier."""
+    tokenizer = tiny_tokenizer()
+    towers = {"text_config": text_tower(tokenizer), "vision_config": TOWER | {"image_size": SIDE, "patch_size": 8}}
+    head = {"projection_dim": 12, "temporal_heads": 2, "temporal_ffn_dim": 16, "num_frames": 2}
+    model = CLIPFSARForFewShotVideoClassification(CLIPFSARConfig(**towers, **head))
+    processor = CLIPFSARProcessor(VideoFrameProcessor(resize=SIDE, crop=SIDE, num_frames=2), tokenizer)
+    model.encode_support([clip(1), clip(2), clip(3)], ["boat", "boat", "tea"], processor=processor)
+    return model, processor
+
+
+MAKERS = {"groupvit": groupvit, "ape": ape, "clip_fsar": clip_fsar}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-sys.path.append(str(Path(__file__).parent))  # video_files
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # video_files, tiny_diva
 
 CAPTIONS = ["a red cat", "a small dog on a hill", "two green boats", "a tiger", "the sun over the sea", "a cup of tea"]
 
