@@ -75,7 +75,7 @@ def build(size: str, draws: int, dtype: torch.dtype, image: int) -> DIVAForDiffu
         use_linear_projection=True,
     )
     encoder = CLIPTextModel(CLIPTextConfig(**prompt, intermediate_size=4 * prompt["hidden_size"], **ids))
-    for module in (vae, unet, encoder):
+    for module in (vae, unet, encoder) if dtype != torch.float32 else ():
         module.to(dtype)
     context = prompt["max_position_embeddings"]
     model = DIVAForDiffusionFeedback(

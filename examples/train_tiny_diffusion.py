@@ -35,15 +35,16 @@ PROMPTS = ("a red car", "a tiger", "a green tree", "two cats", "three birds", "a
 SAMPLES = 4  # of each prompt
 
 
-def draw_samples(pipe: StableDiffusionPipeline, seed: int) -> Image.Image:
+def draw_samples(pipe: StableDiffusionPipeline, steps: int, seed: int) -> Image.Image:
     """A sheet with a column of samples for each of `PROMPTS`."""
     pipe.scheduler = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False)
-    options = {"height": SIDE, "width": SIDE, "num_inference_steps": 40, "guidance_scale": 3.0}
+    options = {"height": SIDE, "width": SIDE, "num_inference_steps": steps, "guidance_scale": 3.0}
+    prompts = [prompt for prompt in PROMPTS for _ in range(SAMPLES)]
+    pictures = pipe(prompts, generator=torch.Generator().manual_seed(seed), **options).images
     sheet = Image.new("RGB", (len(PROMPTS) * 2 * SIDE, SAMPLES * 2 * SIDE))
-    for column, prompt in enumerate(PROMPTS):
-        pictures = pipe([prompt] * SAMPLES, generator=torch.Generator().manual_seed(seed), **options).images
-        for row, picture in enumerate(pictures):
-            sheet.paste(picture.resize((2 * SIDE, 2 * SIDE)), (column * 2 * SIDE, row * 2 * SIDE))
+    for number, picture in enumerate(pictures):
+        column, row = divmod(number, SAMPLES)
+        sheet.paste(picture.resize((2 * SIDE, 2 * SIDE)), (column * 2 * SIDE, row * 2 * SIDE))
     return sheet
 
 
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     folder = Path(args.output_dir)
     pipe.save_pretrained(folder)
     (folder / "losses.json").write_text(json.dumps(losses, indent=1))
-    draw_samples(pipe, args.seed).save(folder / "samples.png")
+    draw_samples(pipe, args.sample_steps, args.seed).save(folder / "samples.png")
     print(json.dumps(losses, indent=1), f"saved in {folder}; samples.png has {SAMPLES} of each of {PROMPTS}", sep="\n")
     return losses
 

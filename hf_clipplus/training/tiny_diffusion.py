@@ -30,6 +30,7 @@ class DiffusionArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of both."})
     empty_prompts: float = field(default=0.1, metadata={"help": "Share of captions replaced by the empty prompt."})
     held_out: int = field(default=512, metadata={"help": "Validation pictures for the losses at the end."})
+    sample_steps: int = field(default=40, metadata={"help": "Denoising steps of the samples."})
     seed: int = field(default=0, metadata={"help": "Of everything."})
 
 

@@ -40,7 +40,20 @@ def test_examples_and_what_they_saved(tmp_path, monkeypatch):
     import train_tiny_diffusion
 
     tiny, out = str(tmp_path / "tiny"), str(tmp_path / "diva")
-    small = ["--pictures", "24", "--batch_size", "4", "--held_out", "8", "--vae_steps", "2", "--unet_steps", "2"]
+    small = [
+        "--pictures",
+        "24",
+        "--batch_size",
+        "4",
+        "--held_out",
+        "8",
+        "--vae_steps",
+        "2",
+        "--unet_steps",
+        "2",
+        "--sample_steps",
+        "2",
+    ]
     losses = train_tiny_diffusion.main(["--output_dir", tiny, *small])
     assert losses.keys() == {"loss_own_caption", "loss_other_caption", "loss_empty_caption", "vae_error", "minutes"}
     assert {"samples.png", "model_index.json", "unet", "vae", "tokenizer"} <= {
