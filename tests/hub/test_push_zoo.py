@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from answers import answers
+from answers import answers, same
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tiny_zoo import CLASSES, clip, pictures, tiny
@@ -15,10 +15,13 @@ from video_files import write_video
 from hf_clipplus import get_variant, list_models
 from hf_clipplus.evaluation.results import Results
 from hf_clipplus.hub import push
+from hf_clipplus.hub.loading import load_from_zoo
 from hf_clipplus.models.ape import APEForImageClassification
 from hf_clipplus.tuners.ape_t import attach_ape_t
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+CONTRASTIVE = "--max_steps 2 --per_device_train_batch_size 8 --eval_strategy no --save_strategy no --push_to_hub"
+RECIPES = {"ape": "--shots 1 --seeds 1 --views 1 --heads ape --save ape"}
 STRANGER = r"""
 import re, sys
 import hf_clipplus
@@ -153,3 +156,21 @@ def test_a_stranger_gets_the_same_models_and_then_needs_neither_network_nor_pack
     before = len(hub.requests)
     run(WITHOUT_THE_PACKAGE, variants, folder, environment | {"HF_HUB_OFFLINE": "1"})
     assert len(hub.requests) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_what_the_recipe_trains_goes_up(hub, author, tmp_path, name):
+    repo_id, output = f"org/trained-{name}", tmp_path / "out"
+    arguments = RECIPES.get(name, CONTRASTIVE)
+    environment = hub.environment(
+        tmp_path / "home", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT)
+    )
+    command = [sys.executable, get_variant(name).recipe, *arguments.split(), "--hub_model_id", repo_id]
+    done = subprocess.run(
+        [*command, "--output_dir", str(output)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    saved, pulled = load_from_zoo(str(output / "ape" if name == "ape" else output)), load_from_zoo(repo_id)
+    assert same(answers(*pulled), answers(*saved))
+    assert {"README.md", "results.json", "config.json"} < hub.files(repo_id).keys()
