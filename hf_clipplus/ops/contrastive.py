@@ -78,6 +78,7 @@ def softmax_loss(
     positives,
     log_scale: torch.Tensor,
     *,
+    label_smoothing: float = 0.0,
     tile_size: int | None = None,
 ) -> torch.Tensor:
     """CLIP's symmetric cross entropy; with several positives the log-probability is averaged over them.
@@ -87,7 +88,8 @@ def softmax_loss(
     row this is CLIP (2103.00020, Fig. 3). A row without a positive adds nothing.
 
     Args:
-        image_embeds, text_embeds, positives, log_scale: as in `sigmoid_loss`.
+        image_embeds, text_embeds, positives, log_scale: as in `sigmoid_loss`; the embeddings need no unit norm.
+        label_smoothing: share of the target that is spread evenly over all keys, as in `torch`'s cross entropy.
         tile_size: rows per tile; None keeps a tile near a million pairs.
 
     Returns:
@@ -99,11 +101,59 @@ def softmax_loss(
     images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
     all_images, all_texts = gather_with_grad(images, image_sizes), gather_with_grad(texts, caption_sizes)
     by_caption = _own_captions(pairs, image_sizes, caption_sizes)
-    forward = _TiledSoftmax.apply(images, all_texts, log_scale, pairs, sum(image_sizes) / world_size(), tile_size)
+    options = (label_smoothing, tile_size)
+    forward = _TiledSoftmax.apply(images, all_texts, log_scale, pairs, sum(image_sizes) / world_size(), *options)
     backward = _TiledSoftmax.apply(
-        texts, all_images, log_scale, by_caption, sum(caption_sizes) / world_size(), tile_size
+        texts, all_images, log_scale, by_caption, sum(caption_sizes) / world_size(), *options
     )
     return (forward + backward) / 2
+
+
+def slot_softmax_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    log_scale: torch.Tensor,
+    *,
+    tile_size: int | None = None,
+) -> torch.Tensor:
+    """The mean over K caption slots of CLIP's loss between all images and the captions of that slot.
+
+    `loss = 1/K sum_k softmax_loss(images, k-th captions)`: other captions of the same image are never negatives
+    (DreamLIP's multi-positive loss). The images are exchanged between processes once, not K times.
+
+    Args:
+        image_embeds: `[N, D]`, L2-normalised; this rank's images.
+        text_embeds: `[N, K, D]`, L2-normalised; the K captions of each.
+        log_scale: scalar tensor, log of the inverse temperature.
+        tile_size: rows per tile; None keeps a tile near a million pairs.
+
+    Returns:
+        Scalar; float32 (float64 for float64 input), also under autocast.
+
+    Raises:
+        ValueError: not K captions for each image.
+    """
+    if text_embeds.ndim != 3 or len(text_embeds) != len(image_embeds):
+        raise ValueError(f"text_embeds: expected [{len(image_embeds)}, K, D], got {list(text_embeds.shape)}.")
+    _check_embeddings(image_embeds, text_embeds.flatten(0, 1))
+    n, captions = text_embeds.shape[:2]
+    sizes = gather_sizes(n, image_embeds.device)
+    images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
+    all_images, all_texts = gather_with_grad(images, sizes), gather_with_grad(texts, sizes)
+    rows = torch.arange(n, device=images.device)
+    own, total = rows + sum(sizes[: rank()]), sum(sizes)
+    pairs = Positives(rows, own, (n, total))
+    by_caption = Positives(
+        torch.arange(n * captions, device=images.device), own.repeat_interleave(captions), (n * captions, total)
+    )
+    per_rank = total / world_size()
+    to_texts = [
+        _TiledSoftmax.apply(images, slot, log_scale, pairs, per_rank, 0.0, tile_size) for slot in all_texts.unbind(1)
+    ]
+    to_images = _TiledSoftmax.apply(
+        texts.flatten(0, 1), all_images, log_scale, by_caption, captions * per_rank, 0.0, tile_size
+    )
+    return (torch.stack(to_texts).mean() + to_images) / 2
 
 
 @torch.no_grad()
@@ -333,7 +383,7 @@ class _TiledSoftmax(torch.autograd.Function):
     """One direction of the softmax loss: a tile holds whole rows, so its log-sum-exp is exact in one pass."""
 
     @staticmethod
-    def forward(ctx, queries, keys, log_scale, pairs, divisor, tile_size):
+    def forward(ctx, queries, keys, log_scale, pairs, divisor, smoothing, tile_size):
         with_grad = any(ctx.needs_input_grad)
         n, c = pairs.shape
         tile_size = tile_size or max(1, TILE_ROWS * TILE_ROWS * TILE_COLS_PER_ROW // max(c, 1))
@@ -351,10 +401,12 @@ class _TiledSoftmax(torch.autograd.Function):
                 at = (pairs.rows[mine] - top, pairs.cols[mine])
                 z = (queries[rows] * scale) @ keys.T
                 lse = z.logsumexp(1)
-                own = share[pairs.rows[mine]]
+                own = (1 - smoothing) * share[pairs.rows[mine]]
                 loss += lse[has_positive[rows]].sum() - (own * z[at]).sum()
+                if smoothing:
+                    loss -= smoothing / c * z[has_positive[rows]].sum()
                 if with_grad:
-                    slope = z.sub_(lse[:, None]).exp_().mul_(has_positive[rows, None])
+                    slope = z.sub_(lse[:, None]).exp_().sub_(smoothing / c).mul_(has_positive[rows, None])
                     slope[at] -= own
                     grad_queries[rows] = slope @ keys
                     grad_keys.addmm_(slope.T, queries[rows])
@@ -369,4 +421,4 @@ class _TiledSoftmax(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         queries, keys, log_scale = (saved * grad for saved in ctx.saved_tensors)
-        return queries, keys, log_scale.reshape(ctx.scalar_shape), None, None, None
+        return queries, keys, log_scale.reshape(ctx.scalar_shape), None, None, None, None
