@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from transformers.processing_utils import ProcessorMixin
 
-from .captions import select_captions
+from .captions import CaptionSelection, select_captions
 from .images import UnreadableImageError, load_image
 from .report import DataReport
 from .seeding import item_generator
@@ -26,6 +27,7 @@ UNKNOWN_ID = -1
 IMAGE_STREAM, TEXT_STREAM = 0, 1
 
 Augmentation = Callable[[Any, np.random.Generator], Any]
+CaptionChoice = Callable[[Mapping[str, Any], np.random.Generator], CaptionSelection]
 
 
 def contrastive_report() -> DataReport:
@@ -43,6 +45,8 @@ class ContrastiveCollator:
         processor: of the model.
         mode: captions of an image: "all", "sample_one" or "raw", see `select_captions`.
         captions_per_image, use_raw_caption: see `select_captions`.
+        choose: `(row, generator) -> CaptionSelection` instead of the three above, e.g. `SubCaptions`; a text that is
+            no caption of the row has no `caption_id`, and must not meet mining features of several captions.
         augment_image: `(PIL image, generator) -> PIL image`; None leaves images alone.
         augment_text: `(str, generator) -> str`; None leaves texts alone.
         seed: of the augmentation and the choice of captions.
@@ -65,6 +69,7 @@ class ContrastiveCollator:
         mode: str = "all",
         captions_per_image: int = 5,
         use_raw_caption: str = "append",
+        choose: CaptionChoice | None = None,
         augment_image: Augmentation | None = None,
         augment_text: Augmentation | None = None,
         equal_texts_are_positive: bool = False,
@@ -81,6 +86,7 @@ class ContrastiveCollator:
             "captions_per_image": captions_per_image,
             "use_raw_caption": use_raw_caption,
         }
+        self.choose = choose or partial(select_captions, **self.selection)
         self.augment_image, self.augment_text = augment_image, augment_text
         self.equal_texts_are_positive = equal_texts_are_positive
         self.seed, self.on_bad_row = seed, on_bad_row
@@ -97,6 +103,7 @@ class ContrastiveCollator:
             raise ValueError(f"Not one of the {len(rows)} rows of a batch could be used. {self.report.summary()}")
         captions = [example["captions"] for example in examples]
         batch = dict(self.processor(images=[e["image"] for e in examples], text=captions, return_tensors="pt"))
+        batch.pop("dropped_tokens", None)
         if cut := int(batch.pop("truncated_captions", 0)):
             self.report.add("truncated caption", examples[0]["name"] if len(examples) == 1 else "", cut)
         if any("image_id" in row for row in rows):
@@ -137,7 +144,7 @@ class ContrastiveCollator:
         except UnreadableImageError:
             return self._bad_row("unreadable image", name)
         text_generator = item_generator(self.seed, epoch, index, TEXT_STREAM)
-        chosen = select_captions(row, generator=text_generator, **self.selection)
+        chosen = self.choose(row, generator=text_generator)
         if chosen.blank:
             self.report.add("empty caption", name, chosen.blank)
         if not chosen.captions:
@@ -166,7 +173,7 @@ class ContrastiveCollator:
         if not isinstance(given, (list, tuple, np.ndarray)):
             given = [given] + [None] * (len(candidates) - 1)
         _check_length(row, "caption_id", given, candidates)
-        ids = [given[candidates.index(caption)] for caption in captions]
+        ids = [given[candidates.index(caption)] if caption in candidates else None for caption in captions]
         unknown = text_id if self.equal_texts_are_positive else lambda text: UNKNOWN_ID
         return [unknown(caption) if id is None else int(id) for id, caption in zip(ids, captions, strict=True)]
 

@@ -204,7 +204,8 @@ def image_augmentation(preset: str, *, size: int | None = None) -> Compose:
         preset: "none"; "fff" (crop of 70-100% of the area, aspect 0.8-1.25, and a flip: the published recipe of
             FFF's baseline ALIP); "strong" (the same, then colour jitter, grey, blur as in DreamLIP's stronger
             pipeline, and a small rotation; colour words of a caption may then be wrong); "groupvit" (crop of 8-100%,
-            flip, RandAugment `rand-m9-mstd0.5-inc1`, random erasing: GroupViT's published recipe).
+            flip, RandAugment `rand-m9-mstd0.5-inc1`, random erasing: GroupViT's published recipe); "dreamlip" (crop
+            of 90-100%, bicubic: open_clip's, and the default of DreamLIP's published code).
         size: side in pixels of the cropped image, None to keep its resolution (see `RandomResizedCrop`).
 
     Raises:
@@ -214,7 +215,8 @@ def image_augmentation(preset: str, *, size: int | None = None) -> Compose:
     strong = (Rotation(p=0.3), ColorJitter(p=0.8), Grayscale(p=0.2), GaussianBlur(p=0.5))
     crop = RandomResizedCrop((0.08, 1.0), (3 / 4, 4 / 3), size, Image.Resampling.BILINEAR)
     groupvit = (crop, HorizontalFlip(), RandAugment(), RandomErasing())
-    presets = {"none": (), "fff": weak, "strong": weak + strong, "groupvit": groupvit}
+    dreamlip = (RandomResizedCrop((0.9, 1.0), (3 / 4, 4 / 3), size, Image.Resampling.BICUBIC),)
+    presets = {"none": (), "fff": weak, "strong": weak + strong, "groupvit": groupvit, "dreamlip": dreamlip}
     if preset not in presets:
         raise ValueError(f"Unknown image augmentation {preset!r}; choose one of {sorted(presets)}.")
     return Compose(presets[preset])
