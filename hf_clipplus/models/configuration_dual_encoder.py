@@ -28,6 +28,8 @@ class DualEncoderConfig(ZooConfig):
         "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
     }
 
+    has_logit_bias = True  # whether the variant's loss has a bias
+
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
@@ -51,3 +53,12 @@ class DualEncoderConfig(ZooConfig):
     def has_siglip_towers(self) -> bool:
         """Whether the towers are SigLIP's, which end in the joint space themselves."""
         return self.text_config.model_type.startswith("siglip")
+
+    def require_clip_towers(self) -> None:
+        """For variants that need a class token among patch tokens, and texts pooled at their end token.
+
+        Raises:
+            ValueError: the towers are SigLIP's.
+        """
+        if "siglip" in self.text_config.model_type + self.vision_config.model_type:
+            raise ValueError(f"{type(self).__name__} needs CLIP towers, got SigLIP's.")

@@ -15,11 +15,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
-from transformers.utils import ModelOutput, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
+
+from hf_clipplus.ops.position import KEPT, RATIO, stretch_positions
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .pooled_layer import SUPPORTED_ATTENTION, allow_pooling
+from .segmented_text import SegmentedTextMixin
 from .text_buckets import encode_in_buckets, text_lengths
 
 logger = logging.get_logger(__name__)
@@ -42,6 +46,33 @@ class DualEncoderEmbeddings(ModelOutput):
     text_embeds: torch.Tensor | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """What `DualEncoderModel` returns.
+
+    Args:
+        loss: scalar, when `return_loss`.
+        logits_per_image: `[N, C]`, scaled cosines; only without a loss.
+        logits_per_text: its transpose.
+        text_embeds: `[C, D]`, L2-normalised.
+        image_embeds: `[N, D]`, L2-normalised.
+        text_model_output, vision_model_output: outputs of the towers.
+        statistics: scalars to log, with a loss.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    statistics: dict[str, torch.Tensor] | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class DualEncoderPreTrainedModel(PreTrainedModel):
@@ -78,6 +109,10 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         attention and MLP weights at std 0.02 where a checkpoint lacks them. `_init_weights` here needs no guard."""
         return False
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices that the optimizer must not decay (vectors and scalars never are)."""
+        return set()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -88,17 +123,20 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
             if isinstance(projection, nn.Linear):
                 init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5 * factor)
         init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-        init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+        if module.logit_bias is not None:
+            init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
-class DualEncoderModel(DualEncoderPreTrainedModel):
-    """Two towers into one space. A variant adds `contrast(embeddings, **targets)` and a `forward` of the two steps.
+class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
+    """Two towers into one space. A variant adds `contrast(embeddings, **targets)`, the second public step.
 
     Class attributes:
+        output_class: what `forward` returns.
         image_inputs, text_inputs: names of the batch entries that `embed` takes, by side; everything else in a batch
             is a target of `contrast`. Gradient caching cuts a batch along these.
     """
 
+    output_class: type[DualEncoderOutput] = DualEncoderOutput
     image_inputs = ("pixel_values",)
     text_inputs = ("input_ids", "attention_mask", "position_ids")
 
@@ -116,8 +154,14 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         shape = (1,) if config.has_siglip_towers else ()  # the published shapes
         self.logit_scale = nn.Parameter(torch.full(shape, float(config.logit_scale_init_value)))
-        self.logit_bias = nn.Parameter(torch.full(shape, float(config.logit_bias_init_value)))
+        self.logit_bias = None
+        if config.has_logit_bias:
+            self.logit_bias = nn.Parameter(torch.full(shape, float(config.logit_bias_init_value)))
+        self.add_modules()
         self.post_init()
+
+    def add_modules(self) -> None:
+        """What a variant has beside the towers, made before weights are initialised."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding
@@ -149,15 +193,22 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """The text tower's output; `pooler_output` is the projected, not normalised embedding `[C, D]`.
 
+        A CLIP tower reads the batch up to its longest text only, which changes nothing but the length of
+        `last_hidden_state`; asking for hidden states or attentions gives all positions.
+
         Args:
             input_ids: `[C, L]`; longer than the context, the end is cut and the end token kept (with a warning).
             attention_mask: `[C, L]`, 0 on padding.
             position_ids: `[C, L]` or `[1, L]`.
         """
         input_ids, attention_mask = self._fit_context(input_ids, attention_mask)
-        outputs = self.text_model(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
-        return outputs
+        asked = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        if not asked and self._can_trim_texts(input_ids):
+            longest = int(text_lengths(input_ids, self.config.text_config.eos_token_id).max())
+            input_ids, attention_mask, position_ids = (
+                None if part is None else part[:, :longest] for part in (input_ids, attention_mask, position_ids)
+            )
+        return self._text_outputs(input_ids, attention_mask, position_ids, **kwargs)
 
     def encode_image(self, pixel_values: torch.Tensor, normalize: bool = True, **kwargs) -> torch.Tensor:
         """Image embeddings `[N, D]`, L2-normalised unless told otherwise."""
@@ -168,13 +219,20 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, normalize: bool = True, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        normalize: bool = True,
+        segment_owner: torch.Tensor | None = None,
+        **kwargs,
     ) -> torch.Tensor:
-        """Text embeddings `[C, D]`, L2-normalised unless told otherwise; a CLIP tower never reads padding (exact)."""
-        if kwargs or not self._can_trim_texts(input_ids):
-            embeds = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
-        else:
-            embeds = self._trimmed_text_embeds(input_ids, attention_mask)
+        """Text embeddings `[C, D]`, L2-normalised unless told otherwise; a CLIP tower never reads padding (exact).
+
+        With `segment_owner` the rows are segments of C texts, see `encode_text_segments`.
+        """
+        if segment_owner is not None:
+            return self.encode_text_segments(input_ids, attention_mask, segment_owner, normalize).text_embeds
+        embeds = self._text_embeds(input_ids, attention_mask, **kwargs)
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def embed(
@@ -183,6 +241,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        segment_owner: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> DualEncoderEmbeddings:
@@ -190,7 +249,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
         In training, CLIP towers do no more than the embeddings need: texts are encoded in groups of like length
         (`text_buckets`), the last layer computes the pooled token alone (`pooled_layer`), and the towers' outputs are
-        left out. Asking for any `output_...`, or `eval()`, gives them.
+        left out. Asking for any `output_...`, or `eval()`, gives them. With `segment_owner` the
+        texts come in segments, see `encode_text_segments`, and there is no `text_model_output` either.
         """
         found = DualEncoderEmbeddings()
         if pixel_values is not None and self.training and not kwargs and self._can_pool(self.config.vision_config):
@@ -199,7 +259,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         elif pixel_values is not None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             found["vision_model_output"], found["image_embeds"] = vision, F.normalize(vision.pooler_output, dim=-1)
-        if input_ids is not None and self.training and not kwargs and self._can_trim_texts(input_ids):
+        if input_ids is not None and segment_owner is not None:
+            found["text_embeds"] = self.encode_text(input_ids, attention_mask, segment_owner=segment_owner)
+        elif input_ids is not None and self.training and not kwargs and self._can_trim_texts(input_ids):
             found["text_embeds"] = F.normalize(
                 self._trimmed_text_embeds(input_ids, attention_mask, position_ids), dim=-1
             )
@@ -207,6 +269,75 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
             found["text_model_output"], found["text_embeds"] = text, F.normalize(text.pooler_output, dim=-1)
         return found
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        segment_owner: torch.Tensor | None = None,
+        caption_owner: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DualEncoderOutput:
+        """Embed a batch and, when asked, compute the loss over the batches of all processes.
+
+        Args:
+            pixel_values: `[N, 3, H, W]`.
+            input_ids, attention_mask: `[C, L]`; for the loss the captions of the images, in their order.
+            segment_owner: `[C]`, when the rows are segments of texts, see `encode_text_segments`.
+            caption_owner: see `contrast`.
+            return_loss: compute the loss.
+            interpolate_pos_encoding: accept another image size than the configured one.
+        """
+        embeddings = self.embed(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_owner=segment_owner,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **{key: value for key, value in kwargs.items() if key.startswith("output_")},
+        )
+        output = dict(embeddings)
+        complete = pixel_values is not None and input_ids is not None
+        if return_loss:
+            if not complete:
+                raise ValueError("return_loss=True needs both pixel_values and input_ids.")
+            output |= self.contrast(embeddings, caption_owner=caption_owner)
+        elif complete:
+            logits = self.similarity_logits(embeddings.image_embeds, embeddings.text_embeds)
+            output["logits_per_image"], output["logits_per_text"] = logits, logits.T
+        return self.output_class(**output)
+
+    @torch.no_grad()
+    def extend_context(self, *, kept: int = KEPT, ratio: int = RATIO) -> int:
+        """Make room for longer texts by stretching the table of positions (Long-CLIP), in place: 77 become 248.
+
+        Args:
+            kept, ratio: see `ops.position.stretch_positions`.
+
+        Returns:
+            The new context, to be given to the processor: `processor.tokenizer.model_max_length = ...`.
+
+        Raises:
+            ValueError: the text tower is not CLIP's.
+        """
+        if self.config.text_config.model_type != "clip_text_model":
+            raise ValueError(f"only CLIP's text tower can be extended, this is {self.config.text_config.model_type}.")
+        embeddings = self.text_model.embeddings
+        table = embeddings.position_embedding
+        table.weight = nn.Parameter(
+            stretch_positions(table.weight, kept=kept, ratio=ratio), table.weight.requires_grad
+        )
+        table.num_embeddings = context = len(table.weight)
+        embeddings.position_ids = torch.arange(context, device=table.weight.device).expand((1, -1))
+        for config in (self.config.text_config, self.text_model.config):
+            config.max_position_embeddings = context
+        return context
 
     def similarity_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """`[N, C]` scaled cosines without the bias; the full matrix, so for inference and small batches."""
@@ -237,6 +368,18 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, pooled_positions=first
         ).pooler_output
 
+    def _text_outputs(self, input_ids, attention_mask, position_ids, **kwargs) -> BaseModelOutputWithPooling:
+        """The text tower on inputs that fit the context, with the projected embedding."""
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def _text_embeds(self, input_ids, attention_mask=None, **kwargs) -> torch.Tensor:
+        """`[C, D]`, projected and not normalised, by the cheapest way."""
+        if kwargs or not self._can_trim_texts(input_ids):
+            return self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
+        return self._trimmed_text_embeds(input_ids, attention_mask)
+
     def _trimmed_text_embeds(self, input_ids, attention_mask=None, position_ids=None) -> torch.Tensor:
         input_ids, attention_mask = self._fit_context(input_ids, attention_mask)
         end_token = self.config.text_config.eos_token_id
@@ -244,7 +387,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         def encode(input_ids, attention_mask, position_ids):
             pool = self._can_pool(self.config.text_config)
             pooled = {"pooled_positions": text_lengths(input_ids, end_token) - 1} if pool else {}
-            return self.get_text_features(input_ids, attention_mask, position_ids, **pooled).pooler_output
+            return self._text_outputs(input_ids, attention_mask, position_ids, **pooled).pooler_output
 
         return encode_in_buckets(
             encode,

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+LR_SCHEDULES = ("groupvit", "open_clip")
+
 
 @dataclass
 class ContrastiveTrainingArguments(TrainingArguments):
@@ -36,7 +38,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "'groupvit': the published one, a cosine over all steps whose first warmup_steps are replaced by "
-            "a linear warm-up, ending at 1/40 of learning_rate. None: lr_scheduler_type."
+            "a linear warm-up, ending at 1/40 of learning_rate. 'open_clip': linear warm-up, then half a cosine to 0. "
+            "None: lr_scheduler_type."
         },
     )
     bias_init: str = field(
@@ -49,8 +52,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.lr_schedule not in (None, "groupvit"):
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose 'groupvit' or leave it out.")
+        if self.lr_schedule not in (None, *LR_SCHEDULES):
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose one of {LR_SCHEDULES} or none.")
 
 
 def parse_arguments(dataclasses: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
@@ -151,7 +154,9 @@ class PairDataArguments:
     )
     image_augmentation: str = field(
         default="none",
-        metadata={"help": "'none', 'fff' (crop and flip), 'strong' (also colour, blur, rotation) or 'groupvit'."},
+        metadata={
+            "help": "'none', 'fff' (crop and flip), 'strong' (also colour, blur, rotation), 'groupvit' or 'dreamlip'."
+        },
     )
     word_deletion: float = field(
         default=0.0, metadata={"help": "Share of words that are left out of each caption at random."}

@@ -63,7 +63,12 @@ def cached_backward(
 
     Returns:
         What `contrast` returned, the loss detached.
+
+    Raises:
+        ValueError: texts come in segments: chunks would cut between the segments of a text.
     """
+    if inputs.get("segment_owner") is not None:
+        raise ValueError("gradient_cache_chunk_size cannot be used with texts in segments (text_mode).")
     device = next(model.parameters()).device
     sides = [chunk_inputs(inputs, names, chunk_size) for names in (model.image_inputs, model.text_inputs)]
     targets = {key: value for key, value in inputs.items() if key not in model.image_inputs + model.text_inputs}

@@ -93,3 +93,20 @@ class EpisodeSteps:
         """
         per_step = self.iterations_per_step
         return LambdaLR(optimizer, lambda step: self.rate((step + 1) * per_step - 1) / self.base_lr)
+
+
+def open_clip_schedule(optimizer: torch.optim.Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """open_clip's schedule (DreamLIP's published code): a linear warm-up that starts above 0, then a cosine to 0.
+
+    Args:
+        optimizer: its learning rate is the peak.
+        warmup_steps, total_steps: in optimizer steps.
+    """
+    return LambdaLR(optimizer, partial(open_clip_factor, warmup_steps=warmup_steps, total_steps=total_steps))
+
+
+def open_clip_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 0, over the peak."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return (1 + cos(pi * (step - warmup_steps) / max(1, total_steps - warmup_steps))) / 2

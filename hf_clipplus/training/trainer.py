@@ -11,7 +11,7 @@ from hf_clipplus.ops.distributed import world_size
 from .arguments import ContrastiveTrainingArguments
 from .evaluating_trainer import EvaluatingTrainer
 from .gradient_cache import cached_backward, check_can_be_cached
-from .schedules import groupvit_schedule
+from .schedules import groupvit_schedule, open_clip_schedule
 
 logger = logging.get_logger(__name__)
 
@@ -22,8 +22,9 @@ class ContrastiveTrainer(EvaluatingTrainer):
     """`Trainer` plus what contrastive training needs; everything else (resume, logging) is Trainer's.
 
     - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
-    - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them, unless `decay_scales`);
-    - `lr_schedule="groupvit"`: the schedule that GroupViT was published with;
+    - no weight decay on biases, norms, scalars and vectors (logit scale and bias among them, unless `decay_scales`),
+      nor on what the model names in `no_weight_decay`;
+    - `lr_schedule`: the schedules of open_clip and of GroupViT;
     - logs scale, bias, mean positive and negative logit, and what was mined per image and branch;
     - `gradient_cache_chunk_size`: gradients of the whole batch in the memory of a chunk;
     - stops at a loss that is not finite, before it reaches the weights;
@@ -82,14 +83,16 @@ class ContrastiveTrainer(EvaluatingTrainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         dims = {name: parameter.ndim for name, parameter in model.named_parameters()}
-        scales = self.args.decay_scales
-        return [n for n in super().get_decay_parameter_names(model) if dims[n] >= 2 or (scales and dims[n] == 0)]
+        scales, exempt = self.args.decay_scales, model.no_weight_decay()
+        decayed = [name for name in super().get_decay_parameter_names(model) if name not in exempt]
+        return [name for name in decayed if dims[name] >= 2 or (scales and dims[name] == 0)]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.args.lr_schedule is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = groupvit_schedule(
+            schedule = {"groupvit": groupvit_schedule, "open_clip": open_clip_schedule}[self.args.lr_schedule]
+            self.lr_scheduler = schedule(
                 self.optimizer if optimizer is None else optimizer,
                 warmup_steps=self.args.get_warmup_steps(num_training_steps),
                 total_steps=num_training_steps,

@@ -58,11 +58,12 @@ def test_training_gives_the_gradients_of_the_padded_batch(model, texts, no_overh
     gradients = []
     for training in (True, False):
         model.train(training).zero_grad()
-        embeds = model.embed(**texts)["text_embeds"]
+        options = {} if training else {"output_hidden_states": True}  # asks for all positions
+        embeds = model.embed(**texts, **options)["text_embeds"]
         (embeds * torch.linspace(-1, 1, embeds.numel()).view_as(embeds)).sum().backward()
         gradients.append([embeds.detach()] + [p.grad.clone() for p in model.text_model.parameters()])
     assert len(seen) > 2, "groups in training"
-    assert seen[-1] == (6, 16), "stock in eval"
+    assert seen[-1] == (6, 16), "stock where hidden states are asked for"
     assert max(width for _, width in seen[:-1]) < 16
     for ours, stock in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, stock)
@@ -77,7 +78,7 @@ def test_position_ids_and_order_are_kept(model, texts, no_overhead, shared):
 
 
 def test_inference_never_reads_padding(model, texts):
-    stock = model.eval().get_text_features(**texts).pooler_output
+    stock = model.eval().get_text_features(**texts, output_hidden_states=True).pooler_output
     widths = []
     model.text_model.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
     torch.testing.assert_close(model.encode_text(**texts, normalize=False), stock)

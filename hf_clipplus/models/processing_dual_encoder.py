@@ -1,0 +1,230 @@
+"""The processor of two towers: images, any number of texts per image, and texts longer than the context."""
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+
+from hf_clipplus.ops.sentences import split_sentences
+
+from .ready_images import ready_pixel_values
+
+TEXT_MODES = ("extended", "segmented", "hierarchical")
+PADDING_ID = 0
+HAS_FTFY = find_spec("ftfy") is not None
+
+TEXT_DEFAULTS = {"text_kwargs": {"padding": True, "truncation": True, "split_special_tokens": True}}
+
+TextInput = str | list[str] | list[list[str]]
+Spans = Callable[[str], Sequence[tuple[int, int]]]
+
+
+class LongTextKwargs(TextKwargs, total=False):
+    """What a dual encoder's processor takes for texts, beside what a tokenizer does.
+
+    Args:
+        text_mode: instead of the processor's `default_text_mode`.
+        spans: with segments: function from a text to the (start, end) of its parts in characters, e.g. phrases or
+            roles; applied to every text, also to those that fit the context. What it leaves out is not encoded; a text
+            in which it finds nothing is treated as without it.
+    """
+
+    text_mode: str | None
+    spans: Spans | None
+
+
+class DualEncoderProcessorKwargs(ProcessingKwargs, total=False):
+    """What a dual encoder's processor takes beside images and text, and its defaults."""
+
+    text_kwargs: LongTextKwargs
+    _defaults = TEXT_DEFAULTS
+
+
+class DualEncoderProcessor(ProcessorMixin):
+    """CLIP's image processor and tokenizer, for texts alone, texts grouped by image, and long texts.
+
+    Texts are cleaned as CLIP's published tokenizer does (HTML entities, blanks; mojibake too when the package `ftfy`
+    is there); a special token that stands in a text is read as plain text. They are padded with 0 to the longest of
+    the batch.
+
+    Args:
+        default_text_mode: what becomes of a text that is longer than the context. "extended": one sequence, cut at the
+            context (which `model.extend_context` lengthens), the end token kept. "segmented", "hierarchical": cut into
+            sentences, and sentences into windows, which the model encodes and joins; nothing is lost.
+
+    Raises:
+        ValueError: unknown text mode.
+
+    Example:
+
+    ```python
+    >>> processor(images=[cat, dog], text=[["a cat", "a small cat"], ["a dog", "it runs"]], return_tensors="pt")
+    >>> batch = processor(text=[story], text_mode="segmented", return_tensors="pt")
+    >>> model.encode_text(**batch)  # [1, D]; model.encode_text_segments(**batch) has both levels
+    ```
+    """
+
+    valid_processor_kwargs = DualEncoderProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, default_text_mode: str = "extended", **kwargs):
+        _check_mode(default_text_mode)
+        self.default_text_mode = default_text_mode
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images=None,
+        text: TextInput | None = None,
+        **kwargs: Unpack[DualEncoderProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: one image or a list.
+            text: one text, a list (one text each), or a list of lists (the texts of each image).
+            kwargs: for the image processor, the tokenizer (`return_tensors`, `padding`, `max_length`, `size`, ...) and
+                long texts (`LongTextKwargs`), by name or in `images_kwargs` and `text_kwargs`.
+
+        Returns:
+            `pixel_values [N, 3, H, W]`; `input_ids`, `attention_mask [C, L]`; for a list of lists also
+            `caption_owner [C]`; with segments `segment_owner [P]` instead of one row per text. When texts were cut,
+            `truncated_captions` (how many) and `dropped_tokens` (a list: tokens lost of each text).
+
+        Raises:
+            ValueError: nothing given, an image without texts, an empty one, a different number of images and lists.
+        """
+        if images is None and text is None:
+            raise ValueError(f"{type(self).__name__}: give images, text or both.")
+        options = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        text_options = dict(options["text_kwargs"])
+        mode, spans = text_options.pop("text_mode", None) or self.default_text_mode, text_options.pop("spans", None)
+        _check_mode(mode)
+        if spans is not None and mode == "extended":
+            raise ValueError("spans are for text_mode='segmented' or 'hierarchical'.")
+        batch = {}
+        if images is not None:
+            batch.update(self._pixel_values(images, options["images_kwargs"]))
+        if text is None:
+            return BatchFeature(batch)
+        captions, owner = flatten_captions(text)
+        if owner is not None and images is not None and len(text) != len(batch["pixel_values"]):
+            raise ValueError(f"{len(batch['pixel_values'])} images but {len(text)} lists of captions.")
+        return_tensors = text_options.pop("return_tensors", None)
+        if mode == "extended":
+            encoded, dropped = self._one_sequence([clean_text(caption) for caption in captions], text_options)
+        else:
+            encoded, dropped = self._segments(captions, spans, text_options), []
+        if owner is not None:
+            encoded["caption_owner"] = owner
+        batch.update(BatchFeature(encoded, tensor_type=return_tensors))
+        if any(dropped):
+            batch["truncated_captions"], batch["dropped_tokens"] = sum(map(bool, dropped)), dropped
+        return BatchFeature(batch)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def _one_sequence(self, captions: list[str], options: dict) -> tuple[dict[str, list], list[int]]:
+        """Ids and masks of texts, and how many tokens each lost."""
+        encoded = self.tokenizer(captions, **options)
+        lost = [
+            sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
+            for encoding in encoded.encodings or []
+        ]
+        found = dict(encoded)
+        if "attention_mask" in found:
+            found["input_ids"] = [
+                [token if real else PADDING_ID for token, real in zip(ids, mask, strict=True)]
+                for ids, mask in zip(found["input_ids"], found["attention_mask"], strict=True)
+            ]
+        return found, lost
+
+    def _segments(self, captions: list[str], spans: Spans | None, options: dict) -> dict[str, list]:
+        """Ids, masks and owners of the segments of all texts."""
+        context = options.get("max_length") or self.tokenizer.model_max_length
+        ids, owner = [], []
+        for number, caption in enumerate(captions):
+            segments = self._windows(caption, spans, context - 2, options["split_special_tokens"])
+            ids += [[self.tokenizer.bos_token_id, *part, self.tokenizer.eos_token_id] for part in segments]
+            owner += [number] * len(segments)
+        length = context if options.get("padding") == "max_length" else max(map(len, ids))
+        return {
+            "input_ids": [part + [PADDING_ID] * (length - len(part)) for part in ids],
+            "attention_mask": [[1] * len(part) + [0] * (length - len(part)) for part in ids],
+            "segment_owner": owner,
+        }
+
+    def _windows(self, caption: str, spans: Spans | None, size: int, as_text: bool) -> list[list[int]]:
+        """Content tokens of the segments of a text: parts, or sentences if it is too long; long ones in windows."""
+
+        def content(part: str) -> list[int]:
+            return self.tokenizer(
+                clean_text(part),
+                add_special_tokens=False,
+                split_special_tokens=as_text,
+                truncation=False,
+                verbose=False,
+            ).input_ids
+
+        parts = [] if spans is None else [content(caption[start:end]) for start, end in spans(caption)]
+        if not any(parts):
+            whole = content(caption)
+            if len(whole) <= size:
+                return [whole]
+            parts = [content(sentence) for sentence in split_sentences(caption)] or [whole]
+        return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+
+    def _pixel_values(self, images, options: dict) -> BatchFeature:
+        overridden = {key for key, value in options.items() if value is not None} - {"return_tensors"}
+        ready = None if overridden else ready_pixel_values(self.image_processor, images)
+        if ready is None:
+            return self.image_processor(images, **options)
+        return BatchFeature({"pixel_values": ready}, tensor_type=options.get("return_tensors"))
+
+
+def _check_mode(text_mode: str) -> None:
+    if text_mode not in TEXT_MODES:
+        raise ValueError(f"text_mode {text_mode!r} is unknown: choose one of {TEXT_MODES}.")
+
+
+def clean_text(text: str) -> str:
+    """Text as CLIP's published tokenizer cleans it before lower-casing."""
+    if HAS_FTFY:
+        import ftfy
+
+        text = ftfy.fix_text(text)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
+
+
+def flatten_captions(text: TextInput) -> tuple[list[str], list[int] | None]:
+    """Flat captions, and their owners when captions came grouped by image.
+
+    Raises:
+        ValueError: an empty list, a text among lists, an image without captions or with a blank one, or no text.
+    """
+    if isinstance(text, str):
+        text = [text]
+    if not text:
+        raise ValueError("text is an empty list: there is nothing to encode.")
+    grouped = not isinstance(text[0], str)
+    groups = text if grouped else [[caption] for caption in text]
+    captions, owner = [], []
+    for i, group in enumerate(groups):
+        if isinstance(group, str) or not group:
+            what = "is a text among lists of texts" if isinstance(group, str) else "has no captions at all"
+            raise ValueError(f"text[{i}] {what}: every image needs a list of at least one caption.")
+        for j, caption in enumerate(group):
+            where = f"text[{i}][{j}]" if grouped else f"text[{i}]"
+            if not isinstance(caption, str):
+                raise ValueError(f"{where} is {type(caption).__name__}, not a text.")
+            if grouped and not caption.strip():
+                raise ValueError(f"{where} is an empty caption: leave it out.")
+            captions.append(caption)
+            owner.append(i)
+    return captions, owner if grouped else None
