@@ -1,0 +1,168 @@
+"""Compare ways to take texts longer than CLIP's 77 tokens, on the embedded scenes, with drawings never trained on.
+
+    python examples/compare_dreamlip.py --arms sub_captions       # trains the CLIP that all ways start from
+    python examples/compare_longclip.py                           # 3 seeds
+
+"Late facts" are long texts that begin with sentences true of every scene, so that all that tells scenes apart stands
+behind the 77th token. They are cut there, or encoded in segments, or by a stretched table of positions, before and
+after training on long captions (with some of those sentences in front). Trained ways have the same steps. A run that
+is on disk with the same settings is not trained again.
+"""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, set_seed
+
+from hf_clipplus.data.captions import CaptionSelection
+from hf_clipplus.data.clipart_scenes import SceneWorld
+from hf_clipplus.data.collators import contrastive_report
+from hf_clipplus.data.sources import IndexedRows
+from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators
+from hf_clipplus.evaluation.tables import runs_table
+from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
+from hf_clipplus.ops.position import KEPT, RATIO
+from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training.long_caption_build import build_collator
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A label, whether positions are stretched, how texts are taken, and which captions are trained on, if any."""
+
+    label: str
+    stretched: bool = False
+    text_mode: str = "extended"
+    captions: tuple[str, ...] = ()
+    frozen: int = 0
+
+
+ARMS = {
+    "cut": Arm("CLIP, cut at 77 tokens"),
+    "cut_trained": Arm("CLIP, trained on long captions, cut", captions=("long",)),
+    "segmented": Arm("CLIP, in segments, not trained", text_mode="segmented"),
+    "stretched": Arm("stretched to 248, not trained", stretched=True),
+    "direct": Arm("stretched, trained on long captions", stretched=True, captions=("long",)),
+    "longclip": Arm("Long-CLIP", stretched=True, captions=("long", "short"), frozen=KEPT),
+}
+METRICS = {
+    f"{text}, text -> image R@{k}": f"scenes_by_{column}_text_to_image_R@{k}"
+    for text, column in (("late facts", "late_facts"), ("long caption", "long_caption"), ("summary", "summary"))
+    for k in (1, 5)
+}
+
+
+@dataclass
+class CompareArguments:
+    """What is compared."""
+
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to measure.", "choices": list(ARMS)}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
+    start_dir: str = field(
+        default="outputs/compare_dreamlip", metadata={"help": "Where compare_dreamlip.py left sub_captions-<seed>."}
+    )
+    steps: int = field(default=500, metadata={"help": "Steps of the arms that are trained."})
+    batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    scenes: int = field(default=300, metadata={"help": "Held-out scenes."})
+    split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
+    output_dir: str = field(default="outputs/compare_longclip", metadata={"help": "Models, scores, table.md."})
+
+
+@dataclass(frozen=True)
+class LongAndShort:
+    """A long text (some of the sentences true of every scene, then the scene's own) and the scene's first sentence."""
+
+    kinds: tuple[str, ...]
+
+    def __call__(self, row: dict[str, Any], generator) -> CaptionSelection:
+        chosen = [sentence for sentence in PREAMBLE if generator.random() < 0.5]
+        texts = {"long": " ".join([*chosen, row["long_caption"]]), "short": row["sentences"][0]}
+        return CaptionSelection([texts[kind] for kind in self.kinds], 0, 0)
+
+
+def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
+    """The scores of one arm on held-out scenes, read from `output_dir/<arm>-<seed>` if they are there."""
+    folder = Path(args.output_dir) / f"{name}-{seed}"
+    record = folder / "scores.json"
+    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
+    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
+        return found["scores"]
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    model, processor = start(ARMS[name], Path(args.start_dir) / f"sub_captions-{seed}")
+    before = time.perf_counter()
+    if ARMS[name].captions:
+        train(model, processor, ARMS[name], seed, args, folder)
+    scores = {"minutes": (time.perf_counter() - before) / 60}
+    side = model.config.vision_config.image_size
+    for evaluator in long_text_evaluators(args.split, image_size=side, length=args.scenes):
+        for key, value in evaluator(model, processor).items():
+            prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
+            scores[f"{prefix}{evaluator.name}_{metric}"] = value
+    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
+    return scores
+
+
+def start(arm: Arm, folder: Path) -> tuple[LongCLIPModel, LongCLIPProcessor]:
+    """The trained CLIP of a folder, its positions stretched where the arm wants it."""
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is not there: run `python examples/compare_dreamlip.py --arms sub_captions` first")
+    stock = AutoProcessor.from_pretrained(folder)
+    processor = LongCLIPProcessor(stock.image_processor, stock.tokenizer, default_text_mode=arm.text_mode)
+    model = LongCLIPModel.from_pretrained(folder, frozen_positions=arm.frozen)
+    if arm.stretched:
+        processor.tokenizer.model_max_length = model.extend_context(kept=KEPT, ratio=RATIO)
+    return model, processor
+
+
+def train(
+    model: LongCLIPModel, processor: LongCLIPProcessor, arm: Arm, seed: int, args: CompareArguments, folder: Path
+) -> None:
+    """Train on long captions of scenes and save the model."""
+    report, side = contrastive_report(), model.config.vision_config.image_size
+    train_split = "train" if args.split == "validation" else "train+validation"
+    world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=100 + seed)
+    settings = ContrastiveTrainingArguments(
+        output_dir=str(folder),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        logging_steps=max(1, args.steps // 10),
+        save_strategy="no",
+        dataloader_drop_last=True,
+        report_to=[],
+        seed=seed,
+    )
+    collator = build_collator(processor, PairDataArguments(), LongAndShort(arm.captions), seed=seed, report=report)
+    trainer = ContrastiveTrainer(
+        model, settings, collator, IndexedRows(world), processing_class=processor, report=report
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
+    (args,) = parse_arguments((CompareArguments,), __doc__, argv)
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
+    for seed, name in itertools.product(args.seeds, args.arms):
+        print(f"== {ARMS[name].label}, seed {seed}", flush=True)
+        scores[name].append(run_arm(name, seed, args))
+    table = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, METRICS, {"minutes": "minutes"})
+    (Path(args.output_dir) / "table.md").write_text(table + "\n")
+    print(table)
+    return scores
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Train DreamLIP (2403.17007): K captions per image from long captions, each tied to the patches it describes.
+
+Works with `python`, `torchrun` and `accelerate launch`. Without arguments it trains a tiny model on the embedded
+scenes (several drawings in a picture, described in sentences). A run that was stopped goes on from its last complete
+checkpoint when started again with the same output_dir.
+
+    python examples/train_dreamlip.py
+    accelerate launch examples/train_dreamlip.py --config examples/configs/dreamlip_cc3m.yaml \\
+        --caption_files cc3m_3long_3short_1raw_captions_url.csv --images cc3m/urls_and_files.csv --push_to_hub
+
+examples/configs/dreamlip_*.yaml hold recipes for the published captions; each says which of its numbers are confirmed.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from hf_clipplus.data.collators import contrastive_report
+from hf_clipplus.evaluation.scenes import scene_evaluators
+from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
+from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training.long_caption_build import (
+    StartArguments,
+    SubCaptionArguments,
+    build_collator,
+    open_evaluators,
+    open_rows,
+    start_model,
+)
+from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
+
+
+@dataclass
+class DreamLIPArguments:
+    """The losses of DreamLIP, see `DreamLIPConfig`."""
+
+    use_grouping_loss: bool = field(default=True, metadata={"help": "Tie captions to patches."})
+    grouping_loss_weight: float = field(default=1.0, metadata={"help": "Weight of that loss."})
+    grouping_negatives: str = field(
+        default="batch",
+        metadata={"help": "'batch' (published code), 'within_image' (paper) or 'cross_image' (only patches differ)."},
+    )
+    max_grouping_negatives: int | None = field(
+        default=None,
+        metadata={"help": "Images beside its own for a caption with 'cross_image'; None: the whole batch."},
+    )
+    grouping_normalization: str = field(default="minmax", metadata={"help": "Of similarities: 'minmax' or 'softmax'."})
+    grouping_threshold: float = field(
+        default=-1.0,
+        metadata={"help": "Patches below it are cut off; negative: 1 / patches; 0: none (published code)."},
+    )
+    use_circle_loss: bool = field(default=False, metadata={"help": "Add the circle loss, as the published code can."})
+
+
+@dataclass
+class TrainingArguments(ContrastiveTrainingArguments):
+    """Defaults that suit the embedded scenes on a CPU; every one can be set."""
+
+    output_dir: str | None = "outputs/dreamlip"
+    num_train_epochs: float = 15
+    per_device_train_batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.2
+    adam_beta2: float = 0.98
+    lr_schedule: str | None = "open_clip"
+    warmup_steps: float = 0.1
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    logging_steps: float = 10
+    dataloader_drop_last: bool = True
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    start, captions, losses, data, args = parse_arguments(
+        (StartArguments, SubCaptionArguments, DreamLIPArguments, PairDataArguments, TrainingArguments), __doc__, argv
+    )
+    set_seed(args.seed)
+    resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
+    if resume:
+        start.model_name_or_path = resume
+    model, processor = start_model(
+        DreamLIPModel,
+        DreamLIPProcessor,
+        start,
+        data,
+        added=("patch_projection.weight", "logit_scale_local"),
+        captions_per_image=captions.captions_per_image,
+        **vars(losses),
+    )
+    image_size = model.config.vision_config.image_size
+    report = contrastive_report()
+    trainer = ContrastiveTrainer(
+        model=model,
+        args=args,
+        train_dataset=open_rows(start, data, image_size, args.seed),
+        data_collator=build_collator(processor, data, captions.sampler_of_rows(), seed=args.seed, report=report),
+        processing_class=processor,
+        evaluators=open_evaluators(start, data, scene_evaluators, image_size, args.per_device_eval_batch_size),
+        report=report,
+    )
+    return train_and_save(trainer, resume, dataset=data.dataset)
+
+
+if __name__ == "__main__":
+    main()

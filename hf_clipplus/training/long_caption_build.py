@@ -1,0 +1,234 @@
+"""What the examples of DreamLIP and Long-CLIP share: sizes, rows, collator, evaluators and the starting model."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer
+
+from hf_clipplus.data.captions import RandomWordDeletion
+from hf_clipplus.data.clipart import EMBEDDED
+from hf_clipplus.data.clipart_scenes import SceneWorld
+from hf_clipplus.data.collators import CaptionChoice, ContrastiveCollator
+from hf_clipplus.data.images import image_augmentation
+from hf_clipplus.data.long_caption_files import image_table, long_caption_report, read_long_captions
+from hf_clipplus.data.report import DataReport
+from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
+from hf_clipplus.data.sub_captions import LENGTHS, SOURCES, SubCaptions
+from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
+from hf_clipplus.evaluation.scenes import PREAMBLE
+from hf_clipplus.models.dual_encoder import DualEncoderModel
+from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
+
+from . import scratch
+from .arguments import PairDataArguments
+
+# layers, width and heads of the towers; image side and patch in pixels; width of the joint space
+SIZES = {
+    "scene": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 8, "context": 77, "joint": 128},
+    **{name: facts for name, facts in scratch.SIZES.items() if name.startswith("vit")},
+}
+TOKENIZER_SAMPLE = 200_000
+TOKENIZER_SCENES = 1000
+
+
+@dataclass
+class StartArguments:
+    """Where a model starts from, and what it reads."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Start from this checkpoint (folder or Hub id); None starts from nothing."}
+    )
+    model_size: str = field(
+        default="scene", metadata={"help": f"Size of a model that starts from nothing: {', '.join(SIZES)}."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of a model that starts from nothing; None trains one on the captions."},
+    )
+    vocab_size: int = field(default=1500, metadata={"help": "Entries of a tokenizer trained on the captions."})
+    scenes: int = field(default=4000, metadata={"help": "Embedded scenes of an epoch; other ones each epoch."})
+    caption_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "DreamLIP's published caption files (CSV), read instead of --dataset; needs --images."},
+    )
+    images: str | None = field(
+        default=None,
+        metadata={"help": "Pictures of --caption_files: a folder, or a table (CSV, parquet) with `url` and `path`."},
+    )
+
+
+@dataclass
+class SubCaptionArguments:
+    """The captions of an image, see `SubCaptions`."""
+
+    captions_per_image: int = field(default=7, metadata={"help": "K, the raw caption included."})
+    sampler: str = field(
+        default="default",
+        metadata={"help": "'default' (raw caption first), 'paper', or 'released' with its defects."},
+    )
+    merged_sentences: int = field(default=1, metadata={"help": "Sentences in a row that make one caption."})
+    sources: list[str] = field(default_factory=lambda: list(SOURCES), metadata={"help": "Captioners: IB, SV, LLA."})
+    lengths: list[str] = field(default_factory=lambda: list(LENGTHS), metadata={"help": "Their 'short', 'long' ones."})
+    min_chars: int = field(default=0, metadata={"help": "Shorter sentences are dropped."})
+    keep_decimals: bool = field(default=False, metadata={"help": "Do not cut numbers like 1.5 at their point."})
+
+    def sampler_of_rows(self) -> SubCaptions:
+        """The sampler that the arguments describe."""
+        return SubCaptions(**vars(self))
+
+
+def build_from_nothing(
+    model_class: type[DualEncoderModel],
+    processor_class: type[DualEncoderProcessor],
+    size: str,
+    tokenizer: CLIPTokenizer,
+    **config,
+) -> tuple[DualEncoderModel, DualEncoderProcessor]:
+    """A randomly initialised model of a named size and its processor.
+
+    Args:
+        model_class, processor_class: of a variant with CLIP towers.
+        size: a key of `SIZES`.
+        tokenizer: its ids, end token and context length go into the configuration.
+        config: further fields of the variant's configuration.
+
+    Raises:
+        ValueError: unknown size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"model size {size!r} is unknown: choose one of {', '.join(SIZES)}.")
+    facts = SIZES[size]
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    towers = {
+        side: dict(zip(names, facts[side], strict=True))
+        | {"model_type": f"clip_{side}_model", "intermediate_size": 4 * facts[side][1], "hidden_act": "gelu"}
+        | {"projection_dim": facts["joint"]}
+        for side in ("vision", "text")
+    }
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    model = model_class(
+        model_class.config_class(
+            text_config=towers["text"] | ids | sizes,
+            vision_config=towers["vision"] | {"image_size": facts["image"], "patch_size": facts["patch"]},
+            projection_dim=facts["joint"],
+            **config,
+        )
+    )
+    side = facts["image"]
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return model, processor_class(image_processor, tokenizer)
+
+
+def start_model(
+    model_class: type[DualEncoderModel],
+    processor_class: type[DualEncoderProcessor],
+    args: StartArguments,
+    data: PairDataArguments,
+    added: tuple[str, ...] = (),
+    **config,
+) -> tuple[DualEncoderModel, DualEncoderProcessor]:
+    """The model that training starts from, and its processor.
+
+    Args:
+        model_class, processor_class: of a variant with CLIP towers.
+        args, data: see their fields.
+        added: weights that a plain CLIP checkpoint need not have.
+        config: fields of the variant's configuration.
+
+    Raises:
+        OSError: `model_name_or_path` is neither a folder nor a Hub id (never random weights).
+        ValueError: the checkpoint lacks other weights.
+    """
+    name = args.model_name_or_path
+    if name is not None:
+        model, info = model_class.from_pretrained(name, output_loading_info=True, **config)
+        if missing := sorted(set(info["missing_keys"]) - set(added)):
+            raise ValueError(f"{name} lacks weights that would stay random: {missing[:5]}")
+        stock = AutoProcessor.from_pretrained(name)
+        return model, processor_class(stock.image_processor, stock.tokenizer)
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+    else:
+        context = SIZES.get(args.model_size, SIZES["scene"])["context"]
+        texts = itertools.islice(_texts(args, data), TOKENIZER_SAMPLE)
+        tokenizer = scratch.train_tokenizer(texts, vocab_size=args.vocab_size, context=context)
+    return build_from_nothing(model_class, processor_class, args.model_size, tokenizer, **config)
+
+
+def open_rows(
+    args: StartArguments, data: PairDataArguments, image_size: int, seed: int
+) -> IndexedRows | IndexedStream:
+    """The rows to train on, numbered for seeding; the embedded ones are scenes."""
+    if args.caption_files:
+        return IndexedRows(_caption_rows(args))
+    if data.dataset == EMBEDDED:
+        return IndexedRows(SceneWorld(data.train_split, image_size=image_size, length=args.scenes, seed=seed))
+    rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
+    return IndexedStream(rows) if data.streaming else IndexedRows(rows)
+
+
+def build_collator(
+    processor: DualEncoderProcessor, data: PairDataArguments, choose: CaptionChoice, *, seed: int, report: DataReport
+) -> ContrastiveCollator:
+    """The collator that the arguments describe."""
+    side = dict(processor.image_processor.crop_size)["height"]
+    augment = None if data.image_augmentation == "none" else image_augmentation(data.image_augmentation, size=side)
+    return ContrastiveCollator(
+        processor,
+        choose=choose,
+        augment_image=augment,
+        augment_text=RandomWordDeletion(data.word_deletion) if data.word_deletion else None,
+        seed=seed,
+        on_bad_row=data.on_bad_row,
+        report=report,
+    )
+
+
+def open_evaluators(
+    args: StartArguments, data: PairDataArguments, of_scenes: Callable, image_size: int, batch_size: int
+) -> list:
+    """What is run at each evaluation; `of_scenes` makes the evaluators of the embedded scenes."""
+    if data.dataset == EMBEDDED and data.eval_dataset is None and not args.caption_files:
+        return list(of_scenes(data.eval_split or "validation", image_size=image_size, batch_size=batch_size))
+    if data.eval_split is None and data.eval_dataset is None:
+        return []
+    rows = load_pairs(data.eval_dataset or data.dataset, split=data.eval_split or "test", **data.columns())
+    columns = [name for name in ("caption", "pseudo_captions") if name in rows.column_names]
+    return [RetrievalEvaluator(rows, columns, batch_size=batch_size)]
+
+
+def scene_texts(split: str) -> Iterator[str]:
+    """Titles and sentences of some scenes, and the sentences that are true of all: texts for a tokenizer."""
+    for row in iterate(SceneWorld(split, image_size=48, length=TOKENIZER_SCENES)):
+        yield from (row["caption"], *row["sentences"])
+    yield from PREAMBLE
+
+
+def _caption_rows(args: StartArguments):
+    if args.images is None:
+        raise ValueError("--caption_files hold no pictures: give --images, a folder or a table with `url` and `path`.")
+    images = args.images if Path(args.images).is_dir() else image_table(args.images)
+    report = long_caption_report()
+    rows = read_long_captions(args.caption_files, images, report=report)
+    print(f"{len(rows):,} rows with a picture and a caption. {report.summary()}")
+    return rows
+
+
+def _texts(args: StartArguments, data: PairDataArguments) -> Iterator[str]:
+    if args.caption_files:
+        rows = _caption_rows(args).remove_columns("image")
+    elif data.dataset == EMBEDDED:
+        return scene_texts(data.train_split)
+    else:
+        rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
+        rows = rows.select_columns([name for name in ("caption", "pseudo_captions") if name in rows.column_names])
+    return (text for row in rows for text in _strings(row))
+
+
+def _strings(row: dict[str, Any]) -> Iterator[str]:
+    for value in row.values():
+        yield from filter(None, [value] if isinstance(value, str) else value or ())
