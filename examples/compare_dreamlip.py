@@ -11,7 +11,6 @@ again, so that an interrupted comparison goes on.
 
 import copy
 import itertools
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +32,8 @@ from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.callbacks import StepClock
 from hf_clipplus.training.long_caption_build import SIZES, build_collator, build_from_nothing, scene_texts
+from hf_clipplus.training.run import run_once, step_seconds
 from hf_clipplus.training.scratch import train_tokenizer, whiten_patches
 
 CAPTIONS = 7
@@ -94,13 +93,9 @@ class CompareArguments:
 
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """The scores of one arm on held-out scenes, read from `output_dir/<arm>-<seed>` if they are there."""
-    record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
+    folder = Path(args.output_dir) / f"{name}-{seed}"
     settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
-        return found["scores"]
-    scores = train_arm(ARMS[name], seed, args, record.parent)
-    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
-    return scores
+    return run_once(folder / "scores.json", settings, lambda: train_arm(ARMS[name], seed, args, folder))
 
 
 def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict[str, float]:
@@ -114,7 +109,7 @@ def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict
     whiten_patches(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
     data = PairDataArguments(image_augmentation="none")
 
-    def trainer_of(model: DreamLIPModel, steps: int, callbacks: list | None = None) -> ContrastiveTrainer:
+    def trainer_of(model: DreamLIPModel, steps: int) -> ContrastiveTrainer:
         report = contrastive_report()
         settings = ContrastiveTrainingArguments(
             output_dir=str(folder),
@@ -133,15 +128,9 @@ def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict
         )
         collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
         rows = IndexedRows(world)
-        return ContrastiveTrainer(
-            model, settings, collator, rows, processing_class=processor, report=report, callbacks=callbacks
-        )
+        return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
 
-    steps = args.steps
-    if steps is None:
-        clock = StepClock()
-        trainer_of(copy.deepcopy(model), TRIAL_STEPS, [clock]).train()
-        steps = int(60 * args.minutes / clock.seconds())
+    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
     trainer = trainer_of(model, steps)
     start = time.perf_counter()
     trainer.train()

@@ -10,7 +10,6 @@ is on disk with the same settings is not trained again.
 """
 
 import itertools
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from hf_clipplus.ops.position import KEPT, RATIO
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import build_collator
+from hf_clipplus.training.run import run_once
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,12 @@ class LongAndShort:
 def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     """The scores of one arm on held-out scenes, read from `output_dir/<arm>-<seed>` if they are there."""
     folder = Path(args.output_dir) / f"{name}-{seed}"
-    record = folder / "scores.json"
     settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
-        return found["scores"]
-    folder.mkdir(parents=True, exist_ok=True)
+    return run_once(folder / "scores.json", settings, lambda: measure_arm(name, seed, args, folder))
+
+
+def measure_arm(name: str, seed: int, args: CompareArguments, folder: Path) -> dict[str, float]:
+    """Train one arm, if it is one that is trained, and measure it on held-out scenes."""
     set_seed(seed)
     model, processor = start(ARMS[name], Path(args.start_dir) / f"sub_captions-{seed}")
     before = time.perf_counter()
@@ -107,7 +108,6 @@ def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
         for key, value in evaluator(model, processor).items():
             prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
             scores[f"{prefix}{evaluator.name}_{metric}"] = value
-    record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1))
     return scores
 
 

@@ -164,6 +164,11 @@ class DreamLIPModel(DualEncoderModel):
         if self.logit_scale_local is not None:
             self.logit_scale_local.clamp_(0.0, float(torch.tensor(maximum).log()))
 
+    def _can_pool(self, tower) -> bool:
+        """The grouping loss reads all patches, so that the last layer must compute them in training."""
+        reads_patches = self.training and self.config.use_grouping_loss and tower is self.config.vision_config
+        return super()._can_pool(tower) and not reads_patches
+
     def _project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """`[N, 1 + M, width]` to `[N, M, D]`; CLIP's tower norms its class token only."""
         patches = self.vision_model.post_layernorm(last_hidden_state[:, 1:])
