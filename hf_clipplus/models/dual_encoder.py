@@ -249,8 +249,8 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
 
         In training, CLIP towers do no more than the embeddings need: texts are encoded in groups of like length
         (`text_buckets`), the last layer computes the pooled token alone (`pooled_layer`), and the towers' outputs are
-        left out. Asking for any `output_...`, or `eval()`, gives them. With `segment_owner` the texts come in segments,
-        see `encode_text_segments`, and there is no `text_model_output` either.
+        left out. Asking for any `output_...`, or `eval()`, gives them. With `segment_owner` the texts come in
+        segments, see `encode_text_segments`, and there is no `text_model_output` either.
         """
         found = DualEncoderEmbeddings()
         if pixel_values is not None and self.training and not kwargs and self._can_pool(self.config.vision_config):
