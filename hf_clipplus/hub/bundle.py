@@ -127,8 +127,9 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
     pipelines = {task: PIPELINES[task] for task in variant.tasks if task in PIPELINES}
     classes = {"AutoConfig": type(model.config), **dict.fromkeys(variant.auto_classes, type(model))}
     classes["AutoProcessor"] = type(processor)
-    parts = {"AutoImageProcessor": type(getattr(processor, "image_processor", None))}
-    classes |= {auto: part for auto, part in parts.items() if part.__module__.partition(".")[0] == PACKAGE}
+    image_processor = type(getattr(processor, "image_processor", None))
+    if image_processor.__module__.partition(".")[0] == PACKAGE:
+        classes["AutoImageProcessor"] = image_processor
     found = dict.fromkeys(classes.values())
     found |= dict.fromkeys(getattr(import_module(module), name) for module, name, _ in pipelines.values())
     own = dict.fromkeys([*found, *(backbone.load(name) for backbone in backbones for name in _registered(backbone))])
@@ -146,8 +147,11 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
         for task, (_, name, auto) in pipelines.items()
     }
     _update_json(folder / "config.json", auto_map=auto_map, **({"custom_pipelines": tasks} if tasks else {}))
-    processors = {auto: entry for auto, entry in auto_map.items() if auto.endswith("Processor")}
-    _update_json(folder / "processor_config.json", auto_map=processors)
+    processor_file = folder / "processor_config.json"
+    _update_json(processor_file, auto_map={"AutoProcessor": auto_map["AutoProcessor"]})
+    if frames := auto_map.get("AutoImageProcessor"):  # transformers looks for it beside the part's own fields
+        part = json.loads(processor_file.read_text(encoding="utf-8"))["image_processor"]
+        _update_json(processor_file, image_processor=part | {"auto_map": {"AutoImageProcessor": frames}})
     return sorted(path.name for path in set(folder.iterdir()) - before)
 
 

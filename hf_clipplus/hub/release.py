@@ -1,5 +1,6 @@
 """What upload_scripts/ share: write the repository of a model, check that it is what was meant, push it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.training.card import variant_of
 from hf_clipplus.training.publish import check_publishable, files_of
 
+from .handler import PARAMETERS
 from .loading import load_from_zoo
 from .repository import Push, push, write_repository
 
@@ -43,6 +45,26 @@ class ReleaseArguments:
     dry_run: bool = field(default=False, metadata={"help": "Convert and check, but push nothing."})
 
 
+def release_source(args: ReleaseArguments, convert: Callable[[str], tuple], processor_class: type) -> Push:
+    """Push what `args.source` is: a published file, which is converted, or a trained folder (or a Hub id of one).
+
+    Args:
+        args: see `ReleaseArguments`.
+        convert: path -> model and report.
+        processor_class: of the variant; reads `args.processor` for a file.
+
+    Raises:
+        ValueError: a file without `args.processor`, or see `release`.
+    """
+    if not Path(args.source).is_file():
+        return release(*load_from_zoo(args.source), args)
+    if args.processor is None:
+        raise ValueError(f"the file {Path(args.source).name} has no processor: say --processor.")
+    model, report = convert(args.source)
+    print(report)
+    return release(model.eval(), processor_class.from_pretrained(args.processor), args)
+
+
 def release(
     model: PreTrainedModel,
     processor: Any,
@@ -62,7 +84,7 @@ def release(
     options = {
         "results": None if args.results is None else Results.from_json(args.results),
         "bundle": args.bundle,
-        "handler_task": variant_of(model).tasks[0] if args.handler and args.bundle else None,
+        "handler_task": _handler_task(model) if args.handler and args.bundle else None,
         "license": args.license,
     }
     if reference is not None:
@@ -102,7 +124,7 @@ def check_features(model: PreTrainedModel, reference: nn.Module, processor: Any)
     Raises:
         ValueError: they differ by more than 1e-4.
     """
-    inputs = processor(images=[_picture(model)], text=TEXTS, return_tensors="pt")
+    inputs = processor(images=[_picture()], text=TEXTS, return_tensors="pt")
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with evaluation_mode(model), evaluation_mode(reference):
         for name, features in (
@@ -118,9 +140,19 @@ def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
+def _handler_task(model: PreTrainedModel) -> str | None:
+    """The first task of the variant that an endpoint's handler serves; none does for videos."""
+    return next((task for task in variant_of(model).tasks if task in PARAMETERS), None)
+
+
 def _outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
     """Prepared inputs and outputs of a fixed sample, by name."""
-    given = {"images": [_picture(model)]} | ({"text": TEXTS} if "text" in model.input_modalities else {})
+    given = {"images": [_picture()]}
+    if "video" in model.input_modalities:
+        if getattr(model, "support", None) is None:
+            raise ValueError("the model has no support set, so it classifies nothing yet: call encode_support first.")
+        given = {"videos": [[_picture()] * 2]}
+    given |= {"text": TEXTS} if "text" in model.input_modalities else {}
     inputs = processor(**given, return_tensors="pt")
     with evaluation_mode(model):
         outputs = model(**inputs)
@@ -134,5 +166,5 @@ def _paired(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple
     return {name: (one[name], other[name]) for name in one}
 
 
-def _picture(model: PreTrainedModel) -> Image.Image:
+def _picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8))
