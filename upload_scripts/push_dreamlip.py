@@ -1,6 +1,7 @@
 """Convert, check and push a DreamLIP model: a trained folder, or a published checkpoint.
 
-    python upload_scripts/push_dreamlip.py --source outputs/dreamlip --repo_id org/dreamlip-plus --license other --dry_run
+    python upload_scripts/push_dreamlip.py --source outputs/dreamlip --repo_id org/dreamlip-plus \\
+        --license other --dry_run
     python upload_scripts/push_dreamlip.py --source dreamlip.pt --processor openai/clip-vit-base-patch16 \\
         --repo_id org/dreamlip-plus --license other
 """

@@ -1,6 +1,7 @@
 """Convert, check and push a Long-CLIP model: a trained folder, or a published checkpoint.
 
-    python upload_scripts/push_longclip.py --source outputs/longclip --repo_id org/longclip-plus --license other --dry_run
+    python upload_scripts/push_longclip.py --source outputs/longclip --repo_id org/longclip-plus \\
+        --license other --dry_run
     python upload_scripts/push_longclip.py --source longclip-B.pt --processor openai/clip-vit-base-patch16 \\
         --repo_id org/longclip-plus --license other
 """
