@@ -17,6 +17,7 @@ from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.training.card import variant_of
 from hf_clipplus.training.publish import check_publishable, files_of
 
+from . import handler
 from .loading import load_from_zoo
 from .repository import Push, push, write_repository
 
@@ -62,7 +63,7 @@ def release(
     options = {
         "results": None if args.results is None else Results.from_json(args.results),
         "bundle": args.bundle,
-        "handler_task": variant_of(model).tasks[0] if args.handler and args.bundle else None,
+        "handler_task": _served_task(model) if args.handler and args.bundle else None,
         "license": args.license,
     }
     if reference is not None:
@@ -102,7 +103,7 @@ def check_features(model: PreTrainedModel, reference: nn.Module, processor: Any)
     Raises:
         ValueError: they differ by more than 1e-4.
     """
-    inputs = processor(images=[_picture(model)], text=TEXTS, return_tensors="pt")
+    inputs = processor(images=[_picture()], text=TEXTS, return_tensors="pt")
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with evaluation_mode(model), evaluation_mode(reference):
         for name, features in (
@@ -114,13 +115,23 @@ def check_features(model: PreTrainedModel, reference: nn.Module, processor: Any)
                 raise ValueError(f"{name} features differ from the reference by {(one - other).abs().max():g}.")
 
 
+def _served_task(model: PreTrainedModel) -> str | None:
+    """The variant's first task that `handler.py` knows."""
+    return next((task for task in variant_of(model).tasks if task in handler.PARAMETERS), None)
+
+
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
 def _outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
     """Prepared inputs and outputs of a fixed sample, by name."""
-    given = {"images": [_picture(model)]} | ({"text": TEXTS} if "text" in model.input_modalities else {})
+    sample = {
+        "image": {"images": [_picture()]},
+        "text": {"text": TEXTS},
+        "video": {"videos": [np.stack([_picture()] * 8)]},
+    }
+    given = {name: value for kind in model.input_modalities for name, value in sample[kind].items()}
     inputs = processor(**given, return_tensors="pt")
     with evaluation_mode(model):
         outputs = model(**inputs)
@@ -134,5 +145,5 @@ def _paired(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple
     return {name: (one[name], other[name]) for name in one}
 
 
-def _picture(model: PreTrainedModel) -> Image.Image:
+def _picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8))
