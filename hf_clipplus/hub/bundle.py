@@ -127,18 +127,20 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
     pipelines = {task: PIPELINES[task] for task in variant.tasks if task in PIPELINES}
     classes = {"AutoConfig": type(model.config), **dict.fromkeys(variant.auto_classes, type(model))}
     classes["AutoProcessor"] = type(processor)
-    image_processor = type(getattr(processor, "image_processor", None))
-    if image_processor.__module__.partition(".")[0] == PACKAGE:
-        classes["AutoImageProcessor"] = image_processor
+    images = type(getattr(processor, "image_processor", None))
+    classes |= {"AutoImageProcessor": images} if _is_ours(images) else {}
     found = dict.fromkeys(classes.values())
     found |= dict.fromkeys(getattr(import_module(module), name) for module, name, _ in pipelines.values())
-    own = dict.fromkeys([*found, *(backbone.load(name) for backbone in backbones for name in _registered(backbone))])
+    inside = _inside(model.config)
+    own = dict.fromkeys([*found, *inside, *(backbone.load(backbone.model) for backbone in backbones)])
 
     bundle = Bundle()
     for each in own:
         bundle.add(each.__module__)
     bundle.write(folder)
-    (folder / f"{entry}.py").write_text(_entry_module(variant, bundle, own, found, backbones), encoding="utf-8")
+    (folder / f"{entry}.py").write_text(
+        _entry_module(variant, bundle, own, found, inside, backbones), encoding="utf-8"
+    )
     (folder / "requirements.txt").write_text(_requirements(bundle.third_party), encoding="utf-8")
 
     auto_map = {auto: f"{entry}.{each.__name__}" for auto, each in classes.items()}
@@ -147,46 +149,47 @@ def export_remote_code(model: PreTrainedModel, processor: Any, folder: str | Pat
         for task, (_, name, auto) in pipelines.items()
     }
     _update_json(folder / "config.json", auto_map=auto_map, **({"custom_pipelines": tasks} if tasks else {}))
-    processor_file = folder / "processor_config.json"
-    _update_json(processor_file, auto_map={"AutoProcessor": auto_map["AutoProcessor"]})
-    if frames := auto_map.get("AutoImageProcessor"):  # transformers looks for it beside the part's own fields
-        part = json.loads(processor_file.read_text(encoding="utf-8"))["image_processor"]
-        _update_json(processor_file, image_processor=part | {"auto_map": {"AutoImageProcessor": frames}})
+    _add_to_processor(folder / "processor_config.json", auto_map)
     return sorted(path.name for path in set(folder.iterdir()) - before)
 
 
 def _entry_module(
-    variant: Variant, bundle: Bundle, own: Iterable[type], found: Iterable[type], backbones: list[Variant]
+    variant: Variant,
+    bundle: Bundle,
+    own: Iterable[type],
+    found: Iterable[type],
+    inside: Iterable[type],
+    backbones: Iterable[Variant],
 ) -> str:
     imports = [f"from .{bundle.names[each.__module__]} import {each.__name__}" for each in own]
     # transformers copies the files that such lines name, and `from . import name` it does not understand
     rest = sorted(set(bundle.names) - {each.__module__ for each in own})
     imports += [f"from .{bundle.names[module]} import __name__ as _  # noqa: F401" for module in rest]
-    registrations = []
-    for backbone in backbones:
-        config, model = _registered(backbone)
-        kind = backbone.load(config).model_type
-        registrations += [
-            f'AutoConfig.register("{kind}", {config}, exist_ok=True)',
-            f"AutoModel.register({config}, {model}, exist_ok=True)",
-        ]
+    registrations = [f'AutoConfig.register("{each.model_type}", {each.__name__}, exist_ok=True)' for each in inside]
+    registrations += [f"AutoModel.register({each.config}, {each.model}, exist_ok=True)" for each in backbones]
     return ENTRY.format(
         model=variant.model,
         package=PACKAGE,
         version=sys.modules[PACKAGE].__version__,
         imports="\n".join(imports),
         names=", ".join(each.__name__ for each in found),
-        registrations="\n".join(["", "# Models of the zoo inside this one", *registrations, ""]) if backbones else "",
+        registrations="\n".join(["", "# What this model has inside", *registrations, ""]) if registrations else "",
     )
 
 
-def _registered(variant: Variant) -> tuple[str, str]:
-    return variant.config, variant.model
+def _inside(config: PreTrainedConfig) -> list[type]:
+    """The configuration classes of ours that one has inside: a backbone's, a tower's that transformers has not."""
+    classes = dict.fromkeys(type(getattr(config, name)) for name in config.sub_configs)
+    return [each for each in classes if _is_ours(each)]
+
+
+def _is_ours(each: type) -> bool:
+    return each.__module__.startswith(f"{PACKAGE}.")
 
 
 def _backbones(config: PreTrainedConfig) -> list[Variant]:
     """Variants of the zoo that a model has inside, which its code finds through the Auto classes."""
-    inside = {type(getattr(config, name)).model_type for name in config.sub_configs}
+    inside = {each.model_type for each in _inside(config)}
     return [variant for variant in VARIANTS if variant.load(variant.config).model_type in inside]
 
 
@@ -236,6 +239,16 @@ def _requirements(packages: set[str]) -> str:
 
 def _project(name: str) -> str:
     return name.lower().replace("_", "-")
+
+
+def _add_to_processor(file: Path, auto_map: dict[str, str]) -> None:
+    """What AutoProcessor reads; AutoImageProcessor has its own part of the file."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    parts = {}
+    if "AutoImageProcessor" in auto_map:
+        own = {"AutoImageProcessor": auto_map["AutoImageProcessor"]}
+        parts["image_processor"] = found["image_processor"] | {"auto_map": own}
+    _update_json(file, auto_map={"AutoProcessor": auto_map["AutoProcessor"]}, **parts)
 
 
 def _update_json(file: Path, **entries: Any) -> None:

@@ -18,7 +18,7 @@ from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.training.card import variant_of
 from hf_clipplus.training.publish import check_publishable, files_of
 
-from .handler import PARAMETERS
+from . import handler
 from .loading import load_from_zoo
 from .repository import Push, push, write_repository
 
@@ -84,7 +84,7 @@ def release(
     options = {
         "results": None if args.results is None else Results.from_json(args.results),
         "bundle": args.bundle,
-        "handler_task": _handler_task(model) if args.handler and args.bundle else None,
+        "handler_task": _served_task(model) if args.handler and args.bundle else None,
         "license": args.license,
     }
     if reference is not None:
@@ -136,23 +136,23 @@ def check_features(model: PreTrainedModel, reference: nn.Module, processor: Any)
                 raise ValueError(f"{name} features differ from the reference by {(one - other).abs().max():g}.")
 
 
+def _served_task(model: PreTrainedModel) -> str | None:
+    """The variant's first task that `handler.py` knows."""
+    return next((task for task in variant_of(model).tasks if task in handler.PARAMETERS), None)
+
+
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
-def _handler_task(model: PreTrainedModel) -> str | None:
-    """The first task of the variant that an endpoint's handler serves; none does for videos."""
-    return next((task for task in variant_of(model).tasks if task in PARAMETERS), None)
-
-
 def _outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
     """Prepared inputs and outputs of a fixed sample, by name."""
-    given = {"images": [_picture()]}
-    if "video" in model.input_modalities:
-        if getattr(model, "support", None) is None:
-            raise ValueError("the model has no support set, so it classifies nothing yet: call encode_support first.")
-        given = {"videos": [[_picture()] * 2]}
-    given |= {"text": TEXTS} if "text" in model.input_modalities else {}
+    sample = {
+        "image": {"images": [_picture()]},
+        "text": {"text": TEXTS},
+        "video": {"videos": [np.stack([_picture()] * 8)]},
+    }
+    given = {name: value for kind in model.input_modalities for name, value in sample[kind].items()}
     inputs = processor(**given, return_tensors="pt")
     with evaluation_mode(model):
         outputs = model(**inputs)

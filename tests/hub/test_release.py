@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny_zoo import tiny
 from transformers import CLIPProcessor
 
-from hf_clipplus import list_models
-from hf_clipplus.hub import write_repository
+from hf_clipplus import get_variant, list_models
+from hf_clipplus.hub import handler, write_repository
 from hf_clipplus.hub.loading import load_from_zoo
 from hf_clipplus.hub.release import check_features, check_repository
+from hf_clipplus.models.configuration_clip_resnet import CLIPResNetConfig
 from hf_clipplus.models.fff.convert_fff import fff_to_open_clip, fff_to_transformers
 from hf_clipplus.models.groupvit.convert_groupvit import groupvit_to_official, groupvit_to_transformers
 from hf_clipplus.models.open_clip_layout import write_checkpoint
@@ -56,8 +57,8 @@ def test_a_trained_folder_goes_up(hub, author, saved, name, capsys):
     model, folder = saved(name)
     script(name).main(["--source", str(folder), "--repo_id", f"org/{name}-plus", "--license", "cc0-1.0"])
     files = hub.files(f"org/{name}-plus")
-    handler = set() if name == "clip_fsar" else {"handler.py"}  # an endpoint takes no videos
-    assert {f"{name}_bundle.py", "model.safetensors"} | handler <= files.keys()
+    assert {f"{name}_bundle.py", "model.safetensors"} <= files.keys()
+    assert ("handler.py" in files) == any(task in handler.PARAMETERS for task in get_variant(name).tasks)
     assert f"commit {hub.repo(f'org/{name}-plus').resolve('main')}" in capsys.readouterr().out
     found, _ = load_from_zoo(f"org/{name}-plus")
     assert all(torch.equal(found.state_dict()[key], value) for key, value in model.state_dict().items())
@@ -99,6 +100,17 @@ def test_what_can_be_converted_goes_up_converted(hub, author, saved, tmp_path):
         script("fff").main(
             ["--source", str(tmp_path / "open_clip.safetensors"), "--repo_id", "org/x", "--license", "mit"]
         )
+
+
+def test_a_bundle_registers_the_tower_that_transformers_has_not(tmp_path):
+    variant, (_, processor) = get_variant("clip_fsar"), tiny("clip_fsar")
+    vision = CLIPResNetConfig(depths=[1, 1, 1, 1], width=8, image_size=32, num_attention_heads=2, projection_dim=12)
+    towers = {"vision_config": vision.to_dict(), "text_config": tiny("clip_fsar")[0].config.text_config.to_dict()}
+    config = variant.load(variant.config)(**towers, projection_dim=12, temporal_heads=2, temporal_ffn_dim=16)
+    write_repository(variant.load(variant.model)(config), processor, tmp_path, "org/x", bundle=True)
+    entry = (tmp_path / "clip_fsar_bundle.py").read_text()
+    assert 'AutoConfig.register("clipplus_clip_resnet", CLIPResNetConfig, exist_ok=True)' in entry
+    assert "from .configuration_clip_resnet import CLIPResNetConfig" in entry
 
 
 def test_the_checks_find_what_is_wrong(tmp_path):
