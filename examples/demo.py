@@ -40,7 +40,7 @@ print("  pipeline       " + ", ".join(f"{entry['label']} {entry['score']:.2f}" f
 class DemoArguments:
     """How long, and where to."""
 
-    minutes: float = field(default=2.8, metadata={"help": "Training time of each of the two arms."})
+    minutes: float = field(default=2.7, metadata={"help": "Training time of each of the two arms."})
     output_dir: str = field(default="outputs/demo", metadata={"help": "Models, table and pictures."})
 
 
