@@ -3,11 +3,13 @@
 import unittest
 from functools import partial
 
+import pytest
 import suite
 
 from hf_clipplus import LongCLIPConfig, LongCLIPModel, LongCLIPProcessor
 
 
+@pytest.mark.slow
 class LongCLIPModelTest(suite.ModelTests, unittest.TestCase):
     all_model_classes = (LongCLIPModel,)
     tester_class = partial(suite.DualEncoderTester, LongCLIPConfig, frozen_positions=2)

@@ -30,6 +30,7 @@ def run(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_examples_and_what_they_saved(tmp_path):
     """The metrics that the runs wrote are those of the saved models."""
     folders = [tmp_path / name for name in ("dreamlip", "longclip")]

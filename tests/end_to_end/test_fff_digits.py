@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fff_digits.py"
 
 
+@pytest.mark.slow
 def test_quick_experiment(tmp_path):
     output = tmp_path / "digits.json"
     done = subprocess.run(

@@ -42,6 +42,7 @@ def run(script, output, *arguments):
     return json.loads(output.read_text())["results"]
 
 
+@pytest.mark.slow
 def test_loss_benchmark_at_toy_size(tmp_path):
     size = ("--sizes", "1024", "--captions", "2", "--threads", "1", "--width", "16", "--repetitions", "1")
     (result,) = run("contrastive_loss.py", tmp_path / "loss.json", *size)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CONSUMER = """
 import sys, torch, hf_clipplus
@@ -26,6 +28,7 @@ assert few_shot != zero_shot
 """
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(hub, tmp_path):
     def run(home, *arguments):
         environment = hub.environment(tmp_path / home, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
