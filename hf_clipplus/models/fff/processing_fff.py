@@ -3,9 +3,8 @@
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
+from hf_clipplus.models.processing_dual_encoder import TextInput, flatten_captions
 from hf_clipplus.models.ready_images import ready_pixel_values
-
-TextInput = str | list[str] | list[list[str]]
 
 
 class FFFProcessorKwargs(ProcessingKwargs, total=False):
@@ -61,7 +60,7 @@ class FFFProcessor(ProcessorMixin):
             batch.update(self._pixel_values(images, options["images_kwargs"]))
         if text is None:
             return BatchFeature(batch)
-        captions, owner = _flatten(text)
+        captions, owner = flatten_captions(text)
         if owner is not None and images is not None and len(text) != len(batch["pixel_values"]):
             raise ValueError(f"{len(batch['pixel_values'])} images but {len(text)} lists of captions.")
         encoded = self.tokenizer(captions, **options["text_kwargs"])
@@ -79,30 +78,6 @@ class FFFProcessor(ProcessorMixin):
         if ready is None:
             return self.image_processor(images, **options)
         return BatchFeature({"pixel_values": ready}, tensor_type=options.get("return_tensors"))
-
-
-def _flatten(text: TextInput) -> tuple[list[str], list[int] | None]:
-    """Flat captions, and their owners when captions came grouped by image."""
-    if isinstance(text, str):
-        text = [text]
-    if not text:
-        raise ValueError("text is an empty list: there is nothing to encode.")
-    grouped = not isinstance(text[0], str)
-    groups = text if grouped else [[caption] for caption in text]
-    captions, owner = [], []
-    for i, group in enumerate(groups):
-        if isinstance(group, str) or not group:
-            what = "is a text among lists of texts" if isinstance(group, str) else "has no captions at all"
-            raise ValueError(f"text[{i}] {what}: every image needs a list of at least one caption.")
-        for j, caption in enumerate(group):
-            where = f"text[{i}][{j}]" if grouped else f"text[{i}]"
-            if not isinstance(caption, str):
-                raise ValueError(f"{where} is {type(caption).__name__}, not a text.")
-            if grouped and not caption.strip():
-                raise ValueError(f"{where} is an empty caption: leave it out.")
-            captions.append(caption)
-            owner.append(i)
-    return captions, owner if grouped else None
 
 
 __all__ = ["FFFProcessor"]

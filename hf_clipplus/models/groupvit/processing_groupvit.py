@@ -1,9 +1,6 @@
 """Processor of GroupViT: images, captions with prompts, class prompts, and pictures as segmentation wants them."""
 
-import html
-import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,6 +10,8 @@ from transformers import CLIPImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from hf_clipplus.models.processing_dual_encoder import PADDING_ID, clean_text
 
 from .presets_groupvit import (
     BACKGROUND_THRESHOLDS,
@@ -25,9 +24,7 @@ from .presets_groupvit import (
     class_prompts,
 )
 
-PADDING_ID = 0
 CROP_MARGIN = 256 / 224  # short side before the centre crop, over the crop
-HAS_FTFY = find_spec("ftfy") is not None
 
 
 class GroupViTPlusProcessorKwargs(ProcessingKwargs, total=False):
@@ -180,15 +177,6 @@ class GroupViTPlusProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask"]
-
-
-def clean_text(text: str) -> str:
-    """Text as CLIP's published tokenizer cleans it before lower-casing."""
-    if HAS_FTFY:
-        import ftfy
-
-        text = ftfy.fix_text(text)
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 
 def _flatten(text) -> tuple[list[str], int]:
