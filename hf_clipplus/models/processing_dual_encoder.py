@@ -10,7 +10,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 
 from hf_clipplus.ops.sentences import split_sentences
 
-from .ready_images import ready_pixel_values
+from .ready_images import prepare_images
 
 TEXT_MODES = ("extended", "segmented", "hierarchical")
 PADDING_ID = 0
@@ -108,7 +108,7 @@ class DualEncoderProcessor(ProcessorMixin):
             raise ValueError("spans are for text_mode='segmented' or 'hierarchical'.")
         batch = {}
         if images is not None:
-            batch.update(self._pixel_values(images, options["images_kwargs"]))
+            batch.update(prepare_images(self.image_processor, images, options["images_kwargs"]))
         if text is None:
             return BatchFeature(batch)
         captions, owner = flatten_captions(text)
@@ -179,13 +179,6 @@ class DualEncoderProcessor(ProcessorMixin):
                 return [whole]
             parts = [content(sentence) for sentence in split_sentences(caption)] or [whole]
         return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
-
-    def _pixel_values(self, images, options: dict) -> BatchFeature:
-        overridden = {key for key, value in options.items() if value is not None} - {"return_tensors"}
-        ready = None if overridden else ready_pixel_values(self.image_processor, images)
-        if ready is None:
-            return self.image_processor(images, **options)
-        return BatchFeature({"pixel_values": ready}, tensor_type=options.get("return_tensors"))
 
 
 def _check_mode(text_mode: str) -> None:

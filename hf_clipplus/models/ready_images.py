@@ -4,12 +4,22 @@ transformers' Pillow processors convert, resize, crop, rescale and normalise one
 come at the model's size, so that only a table of 256 levels per channel is left to apply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
+
+
+def prepare_images(image_processor: Any, images: Any, options: Mapping[str, Any]) -> BatchFeature:
+    """`image_processor(images, **options)`, by the short way where there is one and no option says otherwise."""
+    overridden = {key for key, value in options.items() if value is not None} - {"return_tensors"}
+    ready = None if overridden else ready_pixel_values(image_processor, images)
+    if ready is None:
+        return image_processor(images, **options)
+    return BatchFeature({"pixel_values": ready}, tensor_type=options.get("return_tensors"))
 
 
 def ready_pixel_values(image_processor: Any, images: Any) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from hf_clipplus.models.processing_dual_encoder import TextInput, flatten_captions
-from hf_clipplus.models.ready_images import ready_pixel_values
+from hf_clipplus.models.ready_images import prepare_images
 
 
 class FFFProcessorKwargs(ProcessingKwargs, total=False):
@@ -57,7 +57,7 @@ class FFFProcessor(ProcessorMixin):
         options = self._merge_kwargs(FFFProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         batch = {}
         if images is not None:
-            batch.update(self._pixel_values(images, options["images_kwargs"]))
+            batch.update(prepare_images(self.image_processor, images, options["images_kwargs"]))
         if text is None:
             return BatchFeature(batch)
         captions, owner = flatten_captions(text)
@@ -71,13 +71,6 @@ class FFFProcessor(ProcessorMixin):
         if cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or []):
             batch["truncated_captions"] = cut
         return BatchFeature(batch)
-
-    def _pixel_values(self, images, options: dict) -> BatchFeature:
-        overridden = {key for key, value in options.items() if value is not None} - {"return_tensors"}
-        ready = None if overridden else ready_pixel_values(self.image_processor, images)
-        if ready is None:
-            return self.image_processor(images, **options)
-        return BatchFeature({"pixel_values": ready}, tensor_type=options.get("return_tensors"))
 
 
 __all__ = ["FFFProcessor"]
