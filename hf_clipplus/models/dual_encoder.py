@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from hf_clipplus.ops.position import KEPT, RATIO, stretch_positions
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .pooled_layer import SUPPORTED_ATTENTION, allow_pooling
+from .pooled_layer import allow_pooling, can_pool, first_positions, only_pooled
 from .segmented_text import SegmentedTextMixin
 from .text_buckets import encode_in_buckets, text_lengths
 
@@ -351,21 +351,17 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
     def _can_trim_texts(self, input_ids: torch.Tensor) -> bool:
         """Whether the tower pools at the end token under a causal mask, and nobody wants what stands behind it."""
         ready = input_ids.ndim == 2 and len(input_ids) > 0 and not torch.compiler.is_compiling()
-        return ready and self._only_pooled(self.config.text_config)
+        return ready and only_pooled(self.config, self.config.text_config)
 
     def _can_pool(self, tower) -> bool:
-        """Whether the last layer of this tower may leave out what is not pooled."""
-        return self._only_pooled(tower) and tower._attn_implementation in SUPPORTED_ATTENTION
-
-    def _only_pooled(self, tower) -> bool:
-        """Whether it is a CLIP tower, and nobody wants more of it than the pooled token."""
-        wanted = (config.output_hidden_states or config.output_attentions for config in (self.config, tower))
-        return tower.model_type in ("clip_text_model", "clip_vision_model") and not any(wanted)
+        """Whether the last layer of this tower may leave out what is not pooled; a variant may read more."""
+        return can_pool(self.config, tower)
 
     def _pooled_image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        first = torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device)
         return self.get_image_features(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, pooled_positions=first
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            pooled_positions=first_positions(pixel_values),
         ).pooler_output
 
     def _text_outputs(self, input_ids, attention_mask, position_ids, **kwargs) -> BaseModelOutputWithPooling:

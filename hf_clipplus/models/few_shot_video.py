@@ -23,6 +23,7 @@ from hf_clipplus.ops.few_shot_video import check_episode_labels
 from .clip_resnet import CLIPResNetModel
 from .configuration_few_shot_video import FewShotVideoConfig
 from .evaluation_mode import evaluation_mode
+from .pooled_layer import allow_pooling, can_pool, first_positions
 
 VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "clipplus_clip_resnet": CLIPResNetModel}
 KEPT_CLASS_LISTS = 4  # class lists whose text features are kept: train, val and test, and one of a user's
@@ -125,6 +126,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Identity()
         if not config.has_resnet:
+            allow_pooling(self.vision_model)
             self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         self.support = None
         if config.support_shape is not None:
@@ -156,8 +158,10 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
                 "a leading dimension of 1."
             )
         leading = pixel_values.shape[:-3]
-        pooled = self.vision_model(pixel_values.flatten(0, -4), **kwargs).pooler_output
-        return self.visual_projection(pooled).unflatten(0, leading)
+        frames = pixel_values.flatten(0, -4)
+        if not kwargs and can_pool(self.config, self.config.vision_config):
+            kwargs = {"pooled_positions": first_positions(frames)}
+        return self.visual_projection(self.vision_model(frames, **kwargs).pooler_output).unflatten(0, leading)
 
     def encode_classes(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Features of class texts, `[C, L]` -> `[C, D]`, not normalised.

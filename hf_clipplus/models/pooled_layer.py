@@ -6,10 +6,12 @@ sixth; of a tower of twelve layers that is 7%, of a tower of one layer most of i
 """
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, eager_attention_forward
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
+CLIP_TOWERS = ("clip_text_model", "clip_vision_model")
 
 
 class CLIPPooledEncoderLayer(CLIPEncoderLayer):
@@ -64,3 +66,19 @@ def allow_pooling(tower: torch.nn.Module) -> None:
     """Let a CLIP tower's last layer take `pooled_positions`; weights, names and results stay what they are."""
     if len(tower.encoder.layers):
         tower.encoder.layers[-1].__class__ = CLIPPooledEncoderLayer
+
+
+def only_pooled(config: PreTrainedConfig, tower: PreTrainedConfig) -> bool:
+    """Whether the tower of a configuration is CLIP's, and nobody wants more of it than the pooled token."""
+    wanted = (each.output_hidden_states or each.output_attentions for each in (config, tower))
+    return tower.model_type in CLIP_TOWERS and not any(wanted)
+
+
+def can_pool(config: PreTrainedConfig, tower: PreTrainedConfig) -> bool:
+    """Whether the last layer of this tower, if `allow_pooling` was called, may leave out what is not pooled."""
+    return only_pooled(config, tower) and tower._attn_implementation in SUPPORTED_ATTENTION
+
+
+def first_positions(pixel_values: torch.Tensor) -> torch.Tensor:
+    """`pooled_positions` of a vision tower: its class token, `[N, 3, H, W] -> [N]`."""
+    return torch.zeros(len(pixel_values), dtype=torch.int64, device=pixel_values.device)
