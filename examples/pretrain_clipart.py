@@ -1,10 +1,12 @@
 """Pretrain the embedded encoder: a small CLIP on the embedded worlds, with FFF's trainer.
 
-    python examples/pretrain_clipart.py                       # about an hour on 2 cores
+    python examples/pretrain_clipart.py                       # about half an hour on 2 cores
     python examples/pretrain_clipart.py --export examples/checkpoints/clipart-clip
 
-Half of the rows are single drawings (captions), half are scenes of several drawings with sentences about them. The
-drawings of the test split are in neither. The export is half precision, with a card that is written from the run.
+Most rows are single drawings (captions), cropped and flipped. The others are scenes with sentences about them, half of
+one drawing, half of two to four. They are left as they are; a scene of one drawing is also told by its place alone:
+what learns from drawings that fill the picture cannot tell where in a picture they are. The drawings of the test split
+are in none. The export is half precision, with a card that is written from the run.
 """
 
 import json
@@ -32,8 +34,9 @@ from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
 from hf_clipplus.training.build import captions_of
 from hf_clipplus.training.run import checkpoint_to_resume
-from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer
+from hf_clipplus.training.scratch import SIZES, build_fff, sine_positions, train_tokenizer, whiten_patches
 
+ONE, SEVERAL = (1, 1), (2, 4)  # objects of a scene
 CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"
 
 
@@ -42,7 +45,7 @@ class PretrainArguments:
     """The worlds, the model and where it goes."""
 
     model_size: str = field(default="small", metadata={"help": f"One of {', '.join(SIZES)}."})
-    scene_share: float = field(default=0.25, metadata={"help": "Share of scenes among the rows."})
+    scene_share: float = field(default=0.4, metadata={"help": "Share of scenes among the rows."})
     captions_per_image: int = field(default=3, metadata={"help": "Pseudo-captions of an image in a batch, at most."})
     train_split: str = field(default="train+validation", metadata={"help": "Drawings to train on."})
     export: str | None = field(default=None, metadata={"help": "Folder for the half-precision model and its card."})
@@ -53,7 +56,7 @@ class TrainingArguments(ContrastiveTrainingArguments):
     """Defaults of the committed checkpoint."""
 
     output_dir: str | None = "outputs/pretrain_clipart"
-    max_steps: int = 2600
+    max_steps: int = 5000
     per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.5
@@ -61,10 +64,10 @@ class TrainingArguments(ContrastiveTrainingArguments):
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     save_strategy: str = "steps"
-    save_steps: float = 650
+    save_steps: float = 1000
     save_total_limit: int | None = 2
     eval_strategy: str = "steps"
-    eval_steps: float | None = 650
+    eval_steps: float | None = 1000
     logging_steps: float = 50
     dataloader_drop_last: bool = True
     dataloader_num_workers: int = 1
@@ -72,25 +75,32 @@ class TrainingArguments(ContrastiveTrainingArguments):
 
 
 class MixedWorld(Dataset):
-    """Single drawings, and a share of scenes in between; which row is which depends on (seed, epoch, row)."""
+    """Augmented single drawings, and a share of scenes in between; a row depends on (seed, epoch, row)."""
 
-    def __init__(self, drawings: CaptionWorld, scenes: SceneWorld, share: float, seed: int):
-        self.drawings, self.scenes, self.share, self.seed = drawings, scenes, share, seed
+    def __init__(self, drawings: CaptionWorld, scenes: SceneWorld, placed: SceneWorld, share: float, seed: int):
+        self.drawings, self.scenes, self.placed, self.share, self.seed = drawings, scenes, placed, share, seed
+        self.augment = image_augmentation("fff")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
-        self.drawings.set_epoch(epoch)
-        self.scenes.set_epoch(epoch)
+        for world in (self.drawings, self.scenes, self.placed):
+            world.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.drawings)
 
     def __getitem__(self, index: int) -> dict:
-        is_scene = item_generator(self.seed, int(self._epoch), index, 2).random() < self.share
-        row = self.scenes[index] if is_scene else self.drawings[index]
+        generator = item_generator(self.seed, int(self._epoch), index, 2)
+        kind = int(np.searchsorted((self.share / 2, self.share), generator.random(), side="right"))
+        row = (self.scenes, self.placed, self.drawings)[kind][index]
+        if kind == 2:
+            row["image"] = self.augment(row["image"], generator)
+        elif kind == 1:
+            place = row["objects"][0]["place"]
+            row["pseudo_captions"] = [*row["sentences"][1:3], f"There is something {place}."]
         row = {key: row[key] for key in ("image", "caption", "pseudo_captions", "image_id")}
-        return row | {"image_id": row["image_id"] + is_scene * 2**40}  # the two worlds number their pictures apart
+        return row | {"image_id": row["image_id"] + (2 - kind) * 2**40}  # the worlds number their pictures apart
 
 
 def export(folder: Path, trainer: ContrastiveTrainer, metrics: dict[str, float], facts: dict) -> None:
@@ -108,11 +118,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     side = SIZES[options.model_size]["image"]
     drawings = CaptionWorld(options.train_split, image_size=side, captions=options.captions_per_image, seed=args.seed)
-    scenes = SceneWorld(drawings.drawings, image_size=side, length=len(drawings), seed=args.seed)
-    rows = IndexedRows(MixedWorld(drawings, scenes, options.scene_share, args.seed))
+    scenes, placed = (
+        SceneWorld(drawings.drawings, image_size=side, length=len(drawings), objects=objects, seed=args.seed)
+        for objects in (SEVERAL, ONE)
+    )
+    rows = IndexedRows(MixedWorld(drawings, scenes, placed, options.scene_share, args.seed))
     fixed = CaptionWorld(drawings.drawings, image_size=16, train=False)
     first_scenes = (scenes[index] for index in range(500))
-    texts = [*captions_of(iterate(fixed)), *captions_of(first_scenes)]
+    texts = [*captions_of(iterate(fixed)), *captions_of(first_scenes), *captions_of(rows[i] for i in range(500))]
     tokenizer = train_tokenizer(texts, vocab_size=4000, context=SIZES[options.model_size]["context"])
     model, processor = build_fff(
         options.model_size,
@@ -121,10 +134,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logit_scale_init_value=float(np.log(30)),
         mining_features=None,
     )
+    whiten_patches(model, processor, (row["image"] for row in rows))
+    sine_positions(model)
     collator = ContrastiveCollator(
         processor,
         captions_per_image=options.captions_per_image,
-        augment_image=image_augmentation("fff"),
         equal_texts_are_positive=True,
         seed=args.seed,
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_clipplus.training.scratch import build_fff, train_tokenizer, whiten_patches
+from hf_clipplus.training.scratch import build_fff, sine_positions, train_tokenizer, whiten_patches
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +52,22 @@ def test_whitening_needs_images(tokenizer):
     model, processor = build_fff("tiny", tokenizer)
     with pytest.raises(ValueError, match="at least one image"):
         whiten_patches(model, processor, [])
+
+
+def test_sine_positions_tell_row_and_column_at_the_size_of_the_patches(tokenizer):
+    torch.manual_seed(0)
+    model, _ = build_fff("tiny", tokenizer)
+    weight = model.vision_model.embeddings.position_embedding.weight
+    class_token = weight[0].clone()
+    weight.data[1:].zero_()
+    sine_positions(model, amplitude=0.5)
+    positions = weight.detach()[1:]
+    assert torch.equal(weight[0], class_token), "the class token has no place"
+    torch.testing.assert_close(positions.std(), torch.tensor(0.5), rtol=1e-3, atol=0)
+    side = 6
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    truth = torch.stack([rows.flatten(), columns.flatten()], 1).float()
+    known = torch.cat([positions, torch.ones(side * side, 1)], 1)
+    found = known @ torch.linalg.lstsq(known, truth, driver="gelsd").solution
+    assert torch.linalg.matrix_rank(known) <= 13 < len(known)
+    assert (found - truth).abs().max() < 0.2
