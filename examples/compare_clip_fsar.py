@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from hf_clipplus.data.episodes import EpisodeCollator
+from hf_clipplus.data.episodes import EpisodeCollator, EpisodeSampler, FeatureEpisodes, feature_episode_batch
 from hf_clipplus.evaluation.few_shot_video import encode_class_names, encode_videos
 from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.training import EpisodicTrainer, EpisodicTrainingArguments, parse_arguments
@@ -95,6 +95,7 @@ def run_arm(arm: Arm, seed: int, args: CompareArguments) -> dict[str, float]:
     train, val, test = (open_split(data, split, **size) for split in ("train", "val", "test"))
     start, steps = time.perf_counter(), 0
     if arm.trained:
+        encoded = encode_videos(model, processor, train)[0], encode_class_names(model, processor, train.class_names)
 
         def trainer_of(model, steps: int, evaluators=()) -> EpisodicTrainer:
             options = EpisodicTrainingArguments(
@@ -112,8 +113,13 @@ def run_arm(arm: Arm, seed: int, args: CompareArguments) -> dict[str, float]:
                 report_to=[],
                 seed=seed,
             )
-            episodes, _ = training_episodes(data, train, processor, length=steps * EPISODES_PER_STEP, seed=seed)
-            collator = EpisodeCollator(processor, train.class_names)
+            length = steps * EPISODES_PER_STEP
+            if settings.adaptation == "frozen":
+                sampler = EpisodeSampler(train.labels, way=data.way, shots=data.shots, queries=data.queries, seed=seed)
+                episodes, collator = FeatureEpisodes(*encoded, sampler, length=length), feature_episode_batch
+            else:
+                episodes, _ = training_episodes(data, train, processor, length=length, seed=seed)
+                collator = EpisodeCollator(processor, train.class_names)
             return EpisodicTrainer(
                 model, options, collator, episodes, processing_class=processor, evaluators=evaluators
             )

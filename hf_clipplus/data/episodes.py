@@ -202,3 +202,43 @@ class EpisodeCollator:
             batch[f"{side}_labels"] = labels
             batch[f"{side}_class_ids"] = classes.gather(1, labels)
         return batch
+
+
+class FeatureEpisodes(Dataset):
+    """Episodes of videos that were encoded before, for a frozen tower; numbered as in `EpisodeDataset`.
+
+    A batch is made by `feature_episode_batch`. Frames are those that were encoded, the same in every episode.
+
+    Args:
+        features: `[V, T, D]`, from `evaluation.few_shot_video.encode_videos`.
+        class_embeds: `[C, D]`, texts of all classes.
+        sampler: of episodes.
+        length: episodes of an epoch.
+    """
+
+    def __init__(self, features: torch.Tensor, class_embeds: torch.Tensor, sampler: EpisodeSampler, *, length: int):
+        self.features, self.class_embeds, self.sampler, self.length = features, class_embeds, sampler, length
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"FeatureEpisodes: expected an episode below {self.length}, got {index}")
+        episode = self.sampler(int(self._epoch) * self.length + index)
+        found, classes = {"class_embeds": self.class_embeds}, torch.tensor(episode.classes)
+        for side in ("support", "query"):
+            labels = torch.tensor(getattr(episode, f"{side}_labels"))
+            found[f"{side}_features"] = self.features[getattr(episode, side)]
+            found[f"{side}_labels"], found[f"{side}_class_ids"] = labels, classes[labels]
+        return found
+
+
+def feature_episode_batch(episodes: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of `FeatureEpisodes`: what differs between episodes is stacked, class texts are the same in all."""
+    batch = {name: torch.stack([episode[name] for episode in episodes]) for name in episodes[0]}
+    return batch | {"class_embeds": episodes[0]["class_embeds"]}

@@ -3,12 +3,13 @@
 import itertools
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, PreTrainedModel
 
 from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
 
@@ -96,16 +97,16 @@ def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, 
 
 @torch.no_grad()
 def whiten_patches(
-    model: FFFModel, processor: FFFProcessor, images: Iterable[Image.Image], *, limit: int = 2000, ridge: float = 0.1
+    model: PreTrainedModel, processor: Any, images: Iterable[Image.Image], *, limit: int = 2000, ridge: float = 0.1
 ) -> None:
-    """Start the patch embedding of a CLIP vision tower from the whitened principal components of the images' patches.
+    """Start the patch embedding of a vision tower from the whitened principal components of the images' patches.
 
     A random patch embedding mostly shows the mean colour of a patch, and few steps do not mend that. Here the first
     tokens of the images have mean 0 and, up to `ridge`, unit variance along every direction that the patches vary in;
-    the mean goes into the position embeddings, for CLIP's patch embedding has no bias.
+    the mean goes into the bias, or into the position embeddings where there is none, as in CLIP.
 
     Args:
-        model: a model from nothing with a CLIP vision tower; changed in place.
+        model: a model from nothing with the vision tower of CLIP or GroupViT; changed in place.
         processor: turns the images into pixel values.
         images: a sample of the training images.
         limit: images looked at, at most.
@@ -118,7 +119,10 @@ def whiten_patches(
     if not sample:
         raise ValueError("whiten_patches: expected at least one image.")
     embeddings = model.vision_model.embeddings
-    patch, width = embeddings.patch_size, embeddings.embed_dim
+    convolution = getattr(embeddings, "patch_embedding", None)
+    if convolution is None:
+        convolution = embeddings.patch_embeddings.projection
+    (patch, _), width = convolution.kernel_size, convolution.out_channels
     mean, moment, count = 0.0, 0.0, 0
     for start in range(0, len(sample), 64):
         pixels = processor(images=sample[start : start + 64], return_tensors="pt")["pixel_values"].double()
@@ -131,8 +135,11 @@ def whiten_patches(
     components = (directions / (variances + ridge * variances.mean()).sqrt()).T  # [kept, 3 patch^2]
     rotation = torch.linalg.qr(torch.randn(width, kept, dtype=torch.float64))[0]  # no channel is a component's own
     weight = rotation @ components
-    embeddings.patch_embedding.weight.copy_(weight.view_as(embeddings.patch_embedding.weight))
-    embeddings.position_embedding.weight[1:] -= (weight @ mean).to(embeddings.position_embedding.weight.dtype)
+    convolution.weight.copy_(weight.view_as(convolution.weight))
+    if convolution.bias is not None:
+        convolution.bias.copy_(-weight @ mean)
+    else:
+        embeddings.position_embedding.weight[1:] -= (weight @ mean).to(embeddings.position_embedding.weight.dtype)
 
 
 @torch.no_grad()
