@@ -34,7 +34,7 @@ class TrainingArguments(ContrastiveTrainingArguments):
 
     output_dir: str | None = "outputs/groupvit"
     num_train_epochs: float = 10
-    per_device_train_batch_size: int = 64
+    per_device_train_batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     max_grad_norm: float = 5.0

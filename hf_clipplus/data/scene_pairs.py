@@ -4,13 +4,24 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from .clipart_canvas import BACKGROUND_NAMES
 from .clipart_scenes import SceneWorld
+from .clipart_text import with_article
+
+
+def scene_background(colour: str) -> str:
+    """What a caption calls the background of a scene: "white background"."""
+    return f"{colour} background"
+
+
+SCENE_BACKGROUNDS = tuple(scene_background(colour) for colour in BACKGROUND_NAMES)
 
 
 class ScenePairs(Dataset):
     """Rows of a `SceneWorld`: `image`, `caption` (what there is, in one sentence), `nouns` and `image_id`.
 
-    The nouns are the classes and the names of the objects; masks are left behind: nothing of them is trained on.
+    The nouns are the classes of the objects and the background ("white background"); masks are left behind: nothing of
+    them is trained on.
 
     Args:
         world: the scenes.
@@ -27,9 +38,10 @@ class ScenePairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.world[index]
+        background = scene_background(row["background"])
         return {
             "image": row["image"],
-            "caption": row["sentences"][0],
-            "nouns": row["class_names"],
+            "caption": f"{row['sentences'][0].removesuffix('.')} on {with_article(background)}.",
+            "nouns": [*row["class_names"], background],
             "image_id": row["image_id"],
         }

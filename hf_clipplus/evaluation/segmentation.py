@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from hf_clipplus.data.clipart import CLASS_NAMES as CLIPART_CLASSES
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.images import load_image
+from hf_clipplus.data.scene_pairs import SCENE_BACKGROUNDS
 from hf_clipplus.data.segmentation_sources import read_mask
 from hf_clipplus.models.groupvit.presets_groupvit import (
     LONG_SIDE,
@@ -43,6 +44,7 @@ class ZeroShotSegmentation:
         class_names: foreground classes.
         background: threshold or preset, see `presets_groupvit.background_threshold`; None: the masks have no
             background class, and class i is `class_names[i]`.
+        background_names: what counts as background by name, such as "sky"; with `background=None`.
         templates: prompts of a class.
         name: prefix for the results.
         image_column, mask_column: names of the columns.
@@ -56,7 +58,7 @@ class ZeroShotSegmentation:
         matrix: the `ConfusionMatrix` of the last evaluation.
 
     Raises:
-        ValueError: there are no rows, or class names are blank or repeated.
+        ValueError: there are no rows, class names are blank or repeated, or the background has a threshold and names.
     """
 
     task = "image-segmentation"
@@ -67,6 +69,7 @@ class ZeroShotSegmentation:
         class_names: Sequence[str],
         *,
         background: str | float | None,
+        background_names: Sequence[str] = (),
         templates: Sequence[str] = SEGMENTATION_TEMPLATES,
         name: str = "segmentation",
         image_column: str = "image",
@@ -80,13 +83,17 @@ class ZeroShotSegmentation:
     ):
         if not len(rows):
             raise ValueError("there are no rows to evaluate segmentation on.")
-        class_prompts(class_names, templates)
+        class_prompts([*background_names, *class_names], templates)
+        if background is not None and background_names:
+            raise ValueError("the background is found by a threshold or by names, not by both.")
+        self.background_names = list(background_names)
         self.rows, self.class_names, self.templates, self.name = rows, list(class_names), tuple(templates), name
         self.threshold = background_threshold(background)
         self.columns, self.ignored = (image_column, mask_column), ignored
         self.size = {"short_side": short_side, "long_side": long_side}
         self.batch_size, self.progress, self.options = batch_size, progress, options
-        self.labels = self.class_names if self.threshold is None else [BACKGROUND, *self.class_names]
+        without = self.threshold is None and not self.background_names
+        self.labels = self.class_names if without else [BACKGROUND, *self.class_names]
         self.matrix = ConfusionMatrix(len(self.labels), ignored=ignored)
 
     def __call__(self, model: nn.Module, processor: Any) -> dict[str, float]:
@@ -97,12 +104,8 @@ class ZeroShotSegmentation:
             `chance_mIoU_one_class` (the best single class everywhere); `samples`, `classes`.
         """
         self.matrix = ConfusionMatrix(len(self.labels), ignored=self.ignored)
-        class_embeds = model.class_embeddings(
-            **{
-                name: value.to(model.device)
-                for name, value in processor.class_inputs(self.class_names, self.templates).items()
-            }
-        )
+        inputs = processor.class_inputs([*self.background_names, *self.class_names], self.templates)
+        class_embeds = model.class_embeddings(**{name: value.to(model.device) for name, value in inputs.items()})
         own = iter(range(rank(), len(self.rows), world_size()))
         with tqdm(total=len(self.rows), desc="segmenting", disable=not self.progress or rank() > 0) as bar:
             while numbers := list(islice(own, self.batch_size)):
@@ -121,7 +124,11 @@ class ZeroShotSegmentation:
         inputs = processor.segmentation_inputs([load_image(image) for image in images], **self.size)
         found = model.segment(**inputs, class_embeds=class_embeds, background_threshold=self.threshold, **self.options)
         for result, mask in zip(found, masks, strict=True):
-            self.matrix.update(result.labels, torch.from_numpy(read_mask(mask)))
+            self.matrix.update(self.merge_background(result.labels), torch.from_numpy(read_mask(mask)))
+
+    def merge_background(self, labels: Tensor) -> Tensor:
+        """Numbers of `[*background_names, *class_names]` to those of `labels`, where the background has names."""
+        return (labels - len(self.background_names) + 1).clamp(min=0) if self.background_names else labels
 
 
 def chance_levels(matrix: ConfusionMatrix) -> dict[str, float]:
@@ -141,7 +148,13 @@ def chance_levels(matrix: ConfusionMatrix) -> dict[str, float]:
 
 
 def scene_segmentation(
-    split: str = "test", *, image_size: int = 112, length: int = 200, background: float | None = 0.9, **options: Any
+    split: str = "test",
+    *,
+    image_size: int = 112,
+    length: int = 200,
+    background: float | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> ZeroShotSegmentation:
     """Segmentation of the embedded scenes; "test" has drawings that are never trained on.
 
@@ -149,9 +162,11 @@ def scene_segmentation(
         split: see `load_drawings`.
         image_size: side of a scene, pixels; it is not resized before the model sees it.
         length: number of scenes.
-        background: threshold.
+        background: threshold; None: the background is found by the names of its colours, as captions tell it.
+        seed: of the scenes.
         options: of `ZeroShotSegmentation`.
     """
-    world = SceneWorld(split, image_size=image_size, length=length, train=False)
-    options = {"name": "scenes", "short_side": image_size} | options
+    world = SceneWorld(split, image_size=image_size, length=length, seed=seed, train=False)
+    names = SCENE_BACKGROUNDS if background is None else ()
+    options = {"name": "scenes", "short_side": image_size, "background_names": names} | options
     return ZeroShotSegmentation(world, CLIPART_CLASSES, background=background, **options)

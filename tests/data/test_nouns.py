@@ -90,7 +90,9 @@ def test_scene_pairs_tell_what_is_there_and_no_masks():
     world = SceneWorld("validation", image_size=64, length=4)
     pairs = ScenePairs(world)
     row = pairs[2]
-    assert row["nouns"] == world[2]["class_names"]
+    background = f"{world[2]['background']} background"
+    assert row["nouns"] == [*world[2]["class_names"], background]
+    assert row["caption"].endswith(f" {background}.")
     assert row["caption"].startswith("A picture of")
     assert "mask" not in row
     pairs.set_epoch(1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_clipplus.evaluation.confusion import ConfusionMatrix
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, chance_levels, scene_segmentation
@@ -66,7 +67,7 @@ def processor():
 
 
 def test_evaluator_counts_every_pixel_once(processor):
-    evaluator = scene_segmentation("validation", image_size=48, length=5, batch_size=2)
+    evaluator = scene_segmentation("validation", image_size=48, length=5, batch_size=2, background=0.9)
     found = evaluator(Oracle(evaluator.rows), processor)
     assert found["mIoU"] == found["pixel_accuracy"] == 1
     assert found["samples"] == 5
@@ -84,8 +85,21 @@ def test_evaluator_with_a_real_model_and_bad_rows(processor):
     with pytest.raises(ValueError, match="no rows"):
         ZeroShotSegmentation([], ["cat"], background=None)
     wrong = [{"image": np.zeros((16, 16, 3), np.uint8), "mask": np.full((16, 16), 9)}]
-    from PIL import Image
-
     wrong[0]["image"] = Image.fromarray(wrong[0]["image"])
     with pytest.raises(ValueError, match="true label is 9"):
         ZeroShotSegmentation(wrong, ["cat"], background=0.5, short_side=16)(model, processor)
+
+
+def test_names_of_the_background_count_as_background(processor):
+    row = {"image": Image.new("RGB", (16, 16)), "mask": np.array([[0, 1], [2, 0]]).repeat(8, 0).repeat(8, 1)}
+    evaluator = ZeroShotSegmentation(
+        [row], ["cat", "dog"], background=None, background_names=["sky", "wall"], short_side=16
+    )
+    named = {"mask": np.array([[0, 2], [3, 1]]).repeat(8, 0).repeat(8, 1)}  # sky, cat, dog, wall
+    found = evaluator(Oracle([named]), processor)
+    assert found["mIoU"] == found["pixel_accuracy"] == 1
+    assert list(evaluator.iou_per_class()) == ["background", "cat", "dog"]
+    with pytest.raises(ValueError, match="not by both"):
+        ZeroShotSegmentation([row], ["cat"], background=0.5, background_names=["sky"])
+    with pytest.raises(ValueError, match="more than once"):
+        ZeroShotSegmentation([row], ["sky"], background=None, background_names=["sky"])
