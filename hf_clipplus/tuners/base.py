@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import load_peft_weights
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -77,12 +77,19 @@ class UnmergeableTuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # the inherited one copies child.weight, which these have not
 
+    def unload(self) -> nn.Module:
+        """The base as it was; of modules that were trained beside the adapters (`modules_to_save`) the originals."""
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter([])
+        return super().unload()
+
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         raise NotImplementedError(f"{self.tuner_layer_cls.why_not_merged} unload() gives the base.")
 
 
 def load_strictly(
-    base: PreTrainedModel | PeftModel, folder: str | Path, adapter_name: str = "default", **kwargs: Any
+    base: PreTrainedModel | PeftModel, folder: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
 ) -> PeftModel:
     """`PeftModel.from_pretrained` that refuses adapters with missing or unknown tensors, where PEFT only warns.
 
@@ -90,21 +97,22 @@ def load_strictly(
         base: the model, or a PeftModel that has it, to add a further adapter.
         folder: of the adapter, or its Hub id.
         adapter_name: under which PEFT knows it.
-        kwargs: of `PeftModel.from_pretrained` or `load_adapter`.
+        is_trainable: whether it is to be trained further.
 
     Raises:
         ValueError: tensors are missing or unknown; the base is left as it was.
     """
     folder, further = str(folder), isinstance(base, PeftModel)
+    config = PeftConfig.from_pretrained(folder)
+    config.inference_mode = not is_trainable
     if further:
-        base.load_adapter(folder, adapter_name, **kwargs)
-        model = base
-    else:
-        model = PeftModel.from_pretrained(base, folder, adapter_name=adapter_name, **kwargs)
+        base.add_adapter(adapter_name, config)
+    model = base if further else PeftModel(base, config, adapter_name)
     given = set(load_peft_weights(folder, device="cpu"))
     expected = set(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
     if given != expected:
         model.delete_adapter(adapter_name) if further else model.unload()
         missing, unknown = sorted(expected - given), sorted(given - expected)
         raise ValueError(f"{folder} does not fit: missing tensors {missing[:5]}, unknown tensors {unknown[:5]}.")
+    model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
     return model
