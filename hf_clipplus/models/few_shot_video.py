@@ -94,6 +94,13 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             self.support = StoredSupport(*config.support_shape, config.num_labels, config.projection_dim)
         self._class_lists: list[tuple[tuple, Tensor, Tensor]] = []
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, where loaded weights are trained whatever `__init__` said of them."""
+        found = super().from_pretrained(*args, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).freeze_towers()
+        return found
+
     def freeze_towers(self) -> None:
         """Take out of training what the configuration freezes; a variant calls it at the end of `__init__`."""
         if self.config.freeze_text:

@@ -97,17 +97,25 @@ class MACLIPForFewShotVideoClassification(MACLIPPreTrainedModel, FewShotVideoMod
     def __init__(self, config: MACLIPConfig):
         super().__init__(config)
         dim = config.projection_dim
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)), requires_grad=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.prototype_module = self.temporal_cross_transformer = None
         if config.prototype_mode != "none":
             self.prototype_module = MACLIPPrototypeModule(config)
         if config.alignment == "trx":
             cardinalities = tuple(config.trx_cardinalities)
             self.temporal_cross_transformer = TemporalCrossTransformer(dim, cardinalities, width=config.trx_width)
-        self.freeze_towers()
         if config.adapters is not None:
             adapt_tower(self.vision_model, AdapterSettings(**{"text_dim": dim} | config.adapters))
+        self.freeze_towers()
         self.post_init()
+
+    def freeze_towers(self) -> None:
+        super().freeze_towers()
+        self.logit_scale.requires_grad_(False)
+        if self.config.adapters is not None:
+            for name, parameter in self.vision_model.named_parameters():
+                if ".adapters." in name or name.endswith(".temporal_embedding"):
+                    parameter.requires_grad_(True)
 
     @property
     def trained_modules(self) -> list[str]:
