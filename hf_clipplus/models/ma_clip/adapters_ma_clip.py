@@ -234,6 +234,7 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
     settings: AdapterSettings
     drop_rate: float
     text_owner: "list[AdaptedEncoderLayer]"  # in a list, so that it is no submodule
+    is_adapted = True
 
     @property
     def sees_text(self) -> bool:

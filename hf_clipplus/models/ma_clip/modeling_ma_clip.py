@@ -125,7 +125,11 @@ class MACLIPForFewShotVideoClassification(MACLIPPreTrainedModel, FewShotVideoMod
 
     @property
     def text_in_tower(self) -> bool:
-        return any(getattr(layer, "sees_text", False) for layer in self.vision_model.encoder.layers)
+        return self._any_layer("sees_text")
+
+    def _any_layer(self, quality: str) -> bool:
+        """Whether a layer is adapted, by PEFT or by adapters of its own, and has this quality."""
+        return any(getattr(layer, quality, False) for layer in self.vision_model.encoder.layers)
 
     def frame_features(
         self, pixel_values: Tensor, text_embeds: Tensor | None = None, *, has_text: Tensor | None = None, **kwargs: Any
@@ -138,7 +142,7 @@ class MACLIPForFewShotVideoClassification(MACLIPPreTrainedModel, FewShotVideoMod
             has_text: `[...]` bool, videos that see theirs, so that supports and queries go in one pass.
             kwargs: of the vision tower.
         """
-        if any(hasattr(layer, "sees_text") for layer in self.vision_model.encoder.layers) and pixel_values.ndim > 4:
+        if self._any_layer("is_adapted") and pixel_values.ndim > 4:
             kwargs["num_frames"] = pixel_values.shape[-4]
             if text_embeds is not None:
                 kwargs["text_tokens"] = text_embeds.flatten(0, -2)

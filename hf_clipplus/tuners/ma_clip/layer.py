@@ -71,6 +71,11 @@ class MACLIPLayer(CLIPEncoderLayer, MACLIPPart):
         self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
     @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is active."""
+        return self._active() is not None
+
+    @property
     def sees_text(self) -> bool:
         """Whether support videos see their class text here."""
         return (name := self._active()) is not None and self.settings[name].text_in_local
