@@ -29,6 +29,7 @@ def run(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_example_and_what_it_saved(tmp_path):
     small = ("--max_steps", 2, "--eval_steps", 2, "--save_steps", 2, "--clips_per_class", 2, "--queries", 1)
     tests = ("--eval_shots", 1, "--eval_episodes", 50)

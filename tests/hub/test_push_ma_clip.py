@@ -42,7 +42,7 @@ def test_to_the_hub_and_back(hub, tmp_path):
     released = ("--source", output, "--license", "cc-by-4.0", "--repo_id")
     run("author", "upload_scripts/push_ma_clip.py", *released, "org/released")
     run("author", "upload_scripts/push_ma_clip.py", *released, "org/whole", "--self_contained", "true")
-    assert {"model.safetensors", "config.json", "handler.py"} < hub.files("org/whole").keys()
+    assert {"model.safetensors", "config.json", "ma_clip_bundle.py"} < hub.files("org/whole").keys()
     output.rename(tmp_path / "elsewhere")  # what was pulled must not find its base on this machine
     for name in (repo, "org/released"):
         run("stranger", "-c", CONSUMER, name, f"{name}-base")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers import CLIPTextConfig as TextConfig
 
-from hf_clipplus import FFFConfig, FFFModel, MACLIPConfig, MACLIPForFewShotVideoClassification
+from hf_clipplus import FFFConfig, FFFModel, MACLIPConfig, MACLIPForFewShotVideoClassification, get_variant
 from hf_clipplus.tuners.base import load_strictly
 from hf_clipplus.tuners.ma_clip import (
     MACLIPAdapterConfig,
@@ -179,7 +179,7 @@ def json_of(folder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ma_clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[:-1])])
 def test_every_way_to_load(kind, fresh, shared, frames):
     folder, saved = shared
     source, (pixels, text) = folder / kind, frames
@@ -277,6 +277,7 @@ print(type(model).__name__, sum("ma_clip_" in name for name, _ in model.named_pa
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "said"), [("import hf_clipplus", "CLIPModel 38"), ("", "KeyError: 'MA_CLIP'")], ids=["with", "without"]
 )
@@ -309,6 +310,22 @@ def test_disabled_and_unloaded_are_the_base_bit_for_bit(kind, fresh, frames):
     after = unloaded.state_dict()
     assert after.keys() == plain.state_dict().keys()
     assert all(torch.equal(value, after[key]) for key, value in plain.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["dreamlip", "longclip", "diva", "clip_fsar"])
+def test_the_zoo_takes_adapters(variant, frames):
+    (pixels, text), entry = frames, get_variant(variant)
+    fields = {"temporal_heads": 2} if variant == "clip_fsar" else {}
+    torch.manual_seed(0)
+    model = entry.load(entry.model)(entry.load(entry.config)(**SIZES, **fields)).eval()
+    plain = model.vision_model(pixels).pooler_output
+    adapter = adapted(model)
+    assert len([each for each in model.modules() if isinstance(each, MACLIPLayer)]) == LAYERS
+    found = model.vision_model(pixels, num_frames=T, text_tokens=text).pooler_output
+    assert not torch.allclose(found, plain)
+    with adapter.disable_adapter():
+        assert torch.equal(model.vision_model(pixels, num_frames=T, text_tokens=text).pooler_output, plain)
 
 
 @torch.no_grad()
