@@ -378,10 +378,13 @@ SWITCHES = {
     "wider": {"adapter_ratio": 0.5, "joint_scale": 1.0},
     "embedding": {"temporal_embedding": True},
 }
+SLOW_SWITCHES = ("no local", "no joint", "wider", "projection of each layer")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    "switch", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_SWITCHES else name for name in SWITCHES]
+)
 def test_settings_survive_saving_and_the_export(switch, fresh, frames, tmp_path):
     pixels, text = frames
     model = adapted(fresh(), **SWITCHES[switch])
