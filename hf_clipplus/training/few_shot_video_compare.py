@@ -110,7 +110,8 @@ def run_arm(arm: Arm, seed: int, args: ComparisonArguments, build: Callable) -> 
     if arm.trained:
         frozen = not any(each.requires_grad for each in model.vision_model.parameters())
         if frozen:
-            encoded = encode_videos(model, processor, train)[0], encode_class_names(model, processor, train.class_names)
+            texts = encode_class_names(model, processor, train.class_names)
+            encoded = encode_videos(model, processor, train)[0], texts
 
         def trainer_of(model, steps: int, evaluators=()) -> EpisodicTrainer:
             options = EpisodicTrainingArguments(
