@@ -82,8 +82,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, val, test = (open_split(data, split, **size) for split in ("train", "val", "test"))
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     episodes, report = training_episodes(data, train, processor, length=args.max_steps * per_step, seed=args.seed)
+    adapted = model
+    if model_args.adaptation == "lora":
+        adapted = with_lora(model, model_args.lora_rank, ["temporal_transformer"])
     trainer = EpisodicTrainer(
-        model=with_lora(model, model_args.lora_rank) if model_args.adaptation == "lora" else model,
+        model=adapted,
         args=args,
         train_dataset=episodes,
         data_collator=EpisodeCollator(processor, train.class_names),

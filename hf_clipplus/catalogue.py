@@ -126,6 +126,18 @@ VARIANTS = (
         recipe="examples/train_clip_fsar.py",
         licence="Apache-2.0 (published code; no weights were published)",
     ),
+    Variant(
+        id="ma_clip",
+        config="MACLIPConfig",
+        model="MACLIPForFewShotVideoClassification",
+        processor="MACLIPProcessor",
+        paper="2308.01532",
+        title="MA-CLIP: few-shot video recognition by adapters inside frozen CLIP (PEFT)",
+        auto_classes=("AutoModel", "AutoModelForVideoClassification"),
+        tasks=("clipplus-few-shot-video-classification", "video-classification"),
+        recipe="examples/train_ma_clip.py",
+        licence="no code and no weights were published",
+    ),
 )
 
 

@@ -14,11 +14,11 @@ from importlib.machinery import PathFinder
 from .catalogue import VARIANTS
 
 AUTO = "transformers.models.auto"
-TUNERS = ("ape_t",)
+TUNERS = ("ape_t", "ma_clip")
 # configurations of towers that transformers does not have; variants take them as `vision_config`
 TOWER_CONFIGS = {"CLIPResNetConfig": "hf_clipplus.models.configuration_clip_resnet"}
 # variants whose image processor is one of ours, for videos
-VIDEO_VARIANTS = ("clip_fsar",)
+VIDEO_VARIANTS = ("clip_fsar", "ma_clip")
 # task -> module and class of its pipeline, and the Auto class that loads its model
 PIPELINES = {
     "clipplus-zero-shot-segmentation": (

@@ -5,7 +5,8 @@ Use:
     print(evaluate(model, processor))
     print(evaluate.confusion.worst_pairs(evaluate.split.class_names))
 
-Exact: a query depends on its video alone, and a prototype on its support videos, so nothing changes but the time.
+Exact: a query depends on its video alone, and a support on its video and its class text, so nothing changes but the
+time. Where the tower itself sees the text of a support video (MA-CLIP), every video is encoded twice.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def encode_videos(
     draws: int = 0,
     seed: int = 0,
     batch_size: int = 16,
+    text_embeds: Tensor | None = None,
 ) -> Tensor:
     """Frame features of every video, `[draws or 1, V, T, D]` on the CPU.
 
@@ -47,13 +49,17 @@ def encode_videos(
         draws: how often random frames of each video are taken; 0 takes the same frames always.
         seed: of the random frames; draw d of video v depends on (seed, d, v).
         batch_size: videos in one pass of the tower.
+        text_embeds: `[C, D]` class texts for a tower that sees them (`model.text_in_tower`): each video is then
+            encoded as a support video of its class. None encodes queries.
 
     Raises:
         UnreadableVideoError: names the video.
     """
     frames_processor, weight = processor.image_processor, model.text_projection.weight
     rule, wanted = frames_processor.frame_sampling, frames_processor.num_frames
-    passes = []
+    passes, texts = [], None
+    if text_embeds is not None:
+        texts = text_embeds.to(weight.device, weight.dtype)[torch.as_tensor(split.labels, device=weight.device)]
     with evaluation_mode(model):
         for draw in range(max(draws, 1)):
             parts = []
@@ -65,7 +71,8 @@ def encode_videos(
                     frames = load_frames(split.videos[row], sample, name=split.name_of(row))
                     clips.append(frames_processor.pixel_values(frames))
                 pixels = torch.stack(clips).to(weight.device, weight.dtype)
-                parts.append(model.frame_features(pixels).float().cpu())
+                seen = {} if texts is None else {"text_embeds": texts[start : start + batch_size]}
+                parts.append(model.frame_features(pixels, **seen).float().cpu())
             passes.append(torch.cat(parts))
     return torch.stack(passes)
 
@@ -78,6 +85,23 @@ def encode_class_names(model: FewShotVideoModel, processor: Any, class_names: Se
         return model.encode_classes(texts["input_ids"], texts["attention_mask"]).float().cpu()
 
 
+def encode_split(
+    model: FewShotVideoModel, processor: Any, split: VideoSplit, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All that episodes of a split need: features of the videos, of the class texts, and of the videos as supports.
+
+    Args:
+        model, processor, split: see `encode_videos`; options: its others.
+
+    Returns:
+        `features`, `text_embeds`, and `support_features` where the tower sees texts, else None.
+    """
+    texts = encode_class_names(model, processor, split.class_names)
+    features = encode_videos(model, processor, split, **options)
+    supports = encode_videos(model, processor, split, text_embeds=texts, **options) if model.text_in_tower else None
+    return features, texts, supports
+
+
 @torch.no_grad()
 def predict_episodes(
     model: FewShotVideoModel,
@@ -86,6 +110,7 @@ def predict_episodes(
     labels: Sequence[int],
     episodes: Sequence[VideoEpisode],
     *,
+    support_features: Tensor | None = None,
     mode: str | None = None,
     seed: int = 0,
 ) -> Tensor:
@@ -99,6 +124,7 @@ def predict_episodes(
         features: `[R, V, T, D]` from `encode_videos`; with several draws each occurrence of a video takes one.
         text_embeds: `[C, D]`; labels: class id of each video.
         episodes: see `EpisodeSampler`.
+        support_features: the same of `encode_videos` with class texts; None takes `features`.
         mode: of inference; None takes the model's.
         seed: of the draws.
     """
@@ -106,13 +132,14 @@ def predict_episodes(
     weight = model.text_projection.weight
     rows = features.flatten(0, 1).to(weight.device, weight.dtype)  # [R V, T, D]
     text = text_embeds.to(weight.device, weight.dtype)
+    seen = rows if support_features is None else support_features.flatten(0, 1).to(weight.device, weight.dtype)
     own_text = text[torch.as_tensor(labels, device=text.device)].repeat(draws, 1)
     way = len(episodes[0].classes)
     shots = len(episodes[0].support) // way
     found = []
     with evaluation_mode(model):
         queries = torch.cat([model.represent_queries(part) for part in rows.split(VIDEOS_AT_A_TIME)])
-        pairs = zip(rows.split(VIDEOS_AT_A_TIME), own_text.split(VIDEOS_AT_A_TIME), strict=True)
+        pairs = zip(seen.split(VIDEOS_AT_A_TIME), own_text.split(VIDEOS_AT_A_TIME), strict=True)
         supports = torch.cat([model.represent_supports(part, own, shots=shots) for part, own in pairs])
         means = rows.mean(-2)
         for start in range(0, len(episodes), EPISODES_AT_A_TIME):
@@ -125,8 +152,9 @@ def predict_episodes(
                 support, query = _with_draws(support, query, videos, draws, seed, start)
             class_text = text[classes]
             prototypes = model.build_prototypes(supports[support], support_labels, class_text, way, shots=shots)
+            rows_of = model.prototype_labels(support_labels, way)
             logits = model.score(
-                queries[query], prototypes, query_means=means[query], text_embeds=class_text, mode=mode
+                queries[query], prototypes, rows_of, query_means=means[query], text_embeds=class_text, mode=mode
             )
             found.append(logits.argmax(-1).cpu())
     return torch.cat(found)
@@ -218,15 +246,16 @@ class FewShotVideoEvaluation:
     def __call__(self, model: FewShotVideoModel, processor: Any) -> dict[str, float]:
         """`accuracy` (mean over episodes), `interval` (1.96 standard errors), `chance_accuracy`, `episodes`."""
         draws = self.draws if self.frames == "random" else 0
-        features = encode_videos(model, processor, self.split, draws=draws, seed=self.seed, batch_size=self.batch_size)
-        return self.score(model, features, encode_class_names(model, processor, self.split.class_names))
+        options = {"draws": draws, "seed": self.seed, "batch_size": self.batch_size}
+        return self.score(model, *encode_split(model, processor, self.split, **options))
 
-    def score(self, model: FewShotVideoModel, features: Tensor, text_embeds: Tensor) -> dict[str, float]:
-        """The same from features that are there already, see `encode_videos` and `encode_class_names`."""
+    def score(
+        self, model: FewShotVideoModel, features: Tensor, text_embeds: Tensor, support_features: Tensor | None = None
+    ) -> dict[str, float]:
+        """The same from features that are there already, see `encode_split`."""
         episodes = [self.sampler(number) for number in range(self.episodes)]
-        predicted = predict_episodes(
-            model, features, text_embeds, self.split.labels, episodes, mode=self.mode, seed=self.seed
-        )
+        options = {"support_features": support_features, "mode": self.mode, "seed": self.seed}
+        predicted = predict_episodes(model, features, text_embeds, self.split.labels, episodes, **options)
         truth = torch.tensor([episode.query_labels for episode in episodes])
         classes = torch.tensor([episode.classes for episode in episodes])
         self.confusion = _confusion(classes, truth, predicted, len(self.split.class_names))

@@ -7,7 +7,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_clipplus.catalogue import VARIANTS
-from hf_clipplus.tuners.ape_t import load_ape_t
+from hf_clipplus.tuners.base import load_strictly
 
 
 def load_from_zoo(name: str) -> tuple[PreTrainedModel | PeftModel, Any]:
@@ -32,8 +32,7 @@ def load_from_zoo(name: str) -> tuple[PreTrainedModel | PeftModel, Any]:
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} weights, which would stay random: {missing[:5]}.")
     if adapter is not None:
-        load = load_ape_t if adapter.peft_type.value == "APE_T" else PeftModel.from_pretrained
-        model = load(model, name)
+        model = load_strictly(model, name)
     return model.eval(), processor
 
 

@@ -147,6 +147,8 @@ def _unit(features: Tensor) -> Tensor:
 
 def _outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
     """Prepared inputs and outputs of a fixed sample, by name."""
+    if getattr(model, "support", model) is None:
+        return _episode_outputs(model, processor)
     sample = {
         "image": {"images": [_picture()]},
         "text": {"text": TEXTS},
@@ -158,6 +160,17 @@ def _outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
         outputs = model(**inputs)
     found = {**inputs, **outputs}
     return {name: value.float() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _episode_outputs(model: PreTrainedModel, processor: Any) -> dict[str, Tensor]:
+    """The same of a few-shot video model without a support set: one video is support, and asked for."""
+    inputs = processor(videos=[np.stack([_picture()] * 8)], text=processor.class_texts(TEXTS[:1]), return_tensors="pt")
+    pixels, label = inputs["pixel_values"], torch.zeros(1, dtype=torch.int64)
+    episode = {"support_pixel_values": pixels, "query_pixel_values": pixels, "support_labels": label}
+    episode |= {"support_class_ids": label, "class_input_ids": inputs["input_ids"]}
+    with evaluation_mode(model):
+        outputs = model(**episode, class_attention_mask=inputs["attention_mask"])
+    return {name: value.float() for name, value in {**inputs, **outputs}.items() if isinstance(value, Tensor)}
 
 
 def _paired(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

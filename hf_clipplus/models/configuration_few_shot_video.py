@@ -9,7 +9,7 @@ from hf_clipplus.ops.alignment import ALIGNMENTS
 from .configuration_zoo import ZooConfig
 
 VISION_TOWERS = ("clip_vision_model", "clipplus_clip_resnet")
-MERGES = ("before", "after")
+INFERENCE_MODES = ("visual", "text", "combined")
 
 
 @strict
@@ -68,7 +68,7 @@ class FewShotVideoConfig(ZooConfig):
                 f"{name}.projection_dim={self.projection_dim}, but the ResNet ends in "
                 f"{self.vision_config.projection_dim} channels."
             )
-        for field, known in (("alignment", self.alignments), ("merge", MERGES)):
+        for field, known in (("alignment", self.alignments), ("merge", self.merges)):
             if getattr(self, field) not in known:
                 raise ValueError(f"{name}.{field}={getattr(self, field)!r}: choose one of {', '.join(known)}.")
         if self.num_frames < 1 or not self.otam_lambda > 0:
@@ -80,6 +80,11 @@ class FewShotVideoConfig(ZooConfig):
     def alignments(self) -> tuple[str, ...]:
         """The metrics that the model knows."""
         return ALIGNMENTS
+
+    @property
+    def merges(self) -> tuple[str, ...]:
+        """Where the shots of a class may be averaged."""
+        return ("before", "after")
 
     @property
     def has_resnet(self) -> bool:

@@ -1,12 +1,11 @@
 """What the few-shot video models share: towers, features of frames and class texts, episodes, stored support sets.
 
-A variant says how features become prototypes and queries, and how those are scored: `represent_supports`,
-`represent_queries`, `build_prototypes` and `score`. `forward`, `encode_support`, `classify`, the pipelines and the
-evaluation on cached features are built on these four.
+A variant says how features become prototypes and queries, how those are scored, and what is learned:
+`represent_supports`, `represent_queries`, `build_prototypes`, `score` and `episode_losses`. `forward`,
+`encode_support`, `classify`, the pipelines and the evaluation on cached features are built on these.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,60 +14,21 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from hf_clipplus.ops.alignment import frame_distances, otam_path
-from hf_clipplus.ops.few_shot_video import check_episode_labels
+from hf_clipplus.ops.alignment import frame_distances, otam, otam_path
 
 from .clip_resnet import CLIPResNetModel
 from .configuration_few_shot_video import FewShotVideoConfig
 from .evaluation_mode import evaluation_mode
+from .few_shot_video_data import EpisodeLabels, FewShotVideoOutput, StoredSupport, SupportSet, labelled_episode
 from .pooled_layer import allow_pooling, can_pool, first_positions
+from .temporal_cross_transformer import TupleLayers
+from .temporal_layer import TemporalLayer
 
 VISION_TOWERS = {"clip_vision_model": CLIPVisionModel, "clipplus_clip_resnet": CLIPResNetModel}
+MISSING_TEXTS = "the class texts are missing: give class_input_ids (or class_embeds) and support_class_ids."
 KEPT_CLASS_LISTS = 4  # class lists whose text features are kept: train, val and test, and one of a user's
-
-
-@dataclass
-class SupportSet:
-    """What a model keeps of labelled videos.
-
-    Args:
-        features: `[R, T, D]`, prototypes or what prototypes are made of.
-        labels: `[R]` int64, class of each row.
-        text_embeds: `[N, D]`, features of the class texts.
-        class_names: N names.
-    """
-
-    features: Tensor
-    labels: Tensor
-    text_embeds: Tensor
-    class_names: list[str]
-
-    def to(self, device: torch.device | str) -> "SupportSet":
-        tensors = (each.to(device) for each in (self.features, self.labels, self.text_embeds))
-        return SupportSet(*tensors, self.class_names)
-
-
-@dataclass
-class FewShotVideoOutput(ModelOutput):
-    """What a few-shot video model returns; without a leading episode dimension if the inputs had none.
-
-    Args:
-        loss: when query labels were given.
-        loss_few_shot, loss_video_text: its parts, without their weights.
-        logits: `[E, Q, N]`, classes in the order of the episode labels.
-        class_logits: `[E, S + Q, C]` against all classes given, support videos first.
-        prototypes: `[E, N, T, D]`; query_features: `[E, Q, T, D]`.
-    """
-
-    loss: Tensor | None = None
-    loss_few_shot: Tensor | None = None
-    loss_video_text: Tensor | None = None
-    logits: Tensor | None = None
-    class_logits: Tensor | None = None
-    prototypes: Tensor | None = None
-    query_features: Tensor | None = None
 
 
 class FewShotVideoPreTrainedModel(PreTrainedModel):
@@ -81,7 +41,13 @@ class FewShotVideoPreTrainedModel(PreTrainedModel):
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings", "CLIPResNetBlock"]
+    _no_split_modules = [
+        "CLIPTextEmbeddings",
+        "CLIPEncoderLayer",
+        "CLIPVisionEmbeddings",
+        "CLIPResNetBlock",
+        "TemporalLayer",
+    ]
     _can_record_outputs = {"hidden_states": CLIPEncoderLayer, "attentions": CLIPAttention}
     _keys_to_ignore_on_load_unexpected = [r"^logit_scale$", r"^logit_bias$"]  # of a CLIP checkpoint
     accepts_loss_kwargs = False  # the loss is a mean of ours; Trainer must not rescale it
@@ -94,7 +60,12 @@ class FewShotVideoPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, FewShotVideoModel):
+        if isinstance(module, TemporalLayer | TupleLayers):  # PyTorch's own start, as published
+            for linear in (each for each in module.children() if isinstance(each, nn.Linear)):
+                init.kaiming_uniform_(linear.weight, a=5**0.5)
+                if linear.bias is not None:
+                    init.uniform_(linear.bias, -(linear.in_features**-0.5), linear.in_features**-0.5)
+        elif isinstance(module, FewShotVideoModel):
             for projection in (module.visual_projection, module.text_projection):
                 if isinstance(projection, nn.Linear):
                     std = projection.in_features**-0.5 * self.config.initializer_factor
@@ -103,16 +74,6 @@ class FewShotVideoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.features)
             init.zeros_(module.text_embeds)
             init.copy_(module.labels, torch.arange(len(module.labels)) % len(module.text_embeds))
-
-
-class StoredSupport(nn.Module):
-    """The support set as buffers, so that it is saved, moved and pushed with the model."""
-
-    def __init__(self, rows: int, frames: int, classes: int, dim: int):
-        super().__init__()
-        self.register_buffer("features", torch.zeros(rows, frames, dim))
-        self.register_buffer("labels", torch.arange(rows) % classes)
-        self.register_buffer("text_embeds", torch.zeros(classes, dim))
 
 
 class FewShotVideoModel(FewShotVideoPreTrainedModel):
@@ -132,6 +93,13 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         if config.support_shape is not None:
             self.support = StoredSupport(*config.support_shape, config.num_labels, config.projection_dim)
         self._class_lists: list[tuple[tuple, Tensor, Tensor]] = []
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, where loaded weights are trained whatever `__init__` said of them."""
+        found = super().from_pretrained(*args, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).freeze_towers()
+        return found
 
     def freeze_towers(self) -> None:
         """Take out of training what the configuration freezes; a variant calls it at the end of `__init__`."""
@@ -185,6 +153,11 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
 
     # what a variant says
 
+    @property
+    def text_in_tower(self) -> bool:
+        """Whether the vision tower sees the class text of a support video (`frame_features(..., text_embeds=...)`)."""
+        return False
+
     def represent_supports(self, frames: Tensor, text_embeds: Tensor | None, *, shots: int) -> Tensor:
         """What is kept of support videos, `[..., V, T, D]`: all that depends on one video and its class alone.
 
@@ -202,7 +175,7 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
     def build_prototypes(
         self, features: Tensor, labels: Tensor, text_embeds: Tensor | None, classes: int, *, shots: int
     ) -> Tensor:
-        """Prototypes `[..., N, T, D]` of represented supports.
+        """Prototypes `[..., R, T, D]` of represented supports; R is N, or S where `prototype_labels` says so.
 
         Args:
             features: `[..., S, T, D]` from `represent_supports`.
@@ -212,10 +185,19 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         """
         raise NotImplementedError
 
+    def prototype_labels(self, labels: Tensor, classes: int) -> Tensor:
+        """The class of each row that `build_prototypes` gives, `[..., R]`; here one row for each class.
+
+        Args:
+            labels: `[..., S]` of the support videos; classes: N.
+        """
+        return torch.arange(classes, device=labels.device).expand(*labels.shape[:-1], -1)
+
     def score(
         self,
         queries: Tensor,
         prototypes: Tensor,
+        labels: Tensor,
         *,
         query_means: Tensor | None = None,
         text_embeds: Tensor | None = None,
@@ -224,12 +206,138 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         """Logits `[..., Q, N]`.
 
         Args:
-            queries: `[..., Q, T, D]` from `represent_queries`; prototypes: `[..., N, T, D]`.
+            queries: `[..., Q, T, D]` from `represent_queries`.
+            prototypes: `[..., R, T, D]` from `build_prototypes`; labels: `[..., R]` from `prototype_labels`.
             query_means: `[..., Q, D]`, means over time of `frame_features`; text_embeds: `[..., N, D]`. For modes
                 that use text.
             mode: of inference; None takes the configured one.
         """
         raise NotImplementedError
+
+    def episode_losses(
+        self,
+        logits: Tensor,
+        support_means: Tensor,
+        query_means: Tensor,
+        labels: EpisodeLabels,
+        class_embeds: Tensor | None,
+        text_embeds: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """`loss`, its parts and `class_logits`, as far as what is given allows.
+
+        Args:
+            logits: `[E, Q, N]` of `score` in the mode "visual".
+            support_means: `[E, S, D]`, query_means: `[E, Q, D]`, means over time of `frame_features`.
+            labels: see `EpisodeLabels`.
+            class_embeds: `[C, D]`, all class texts given; text_embeds: `[E, N, D]`, those of the episodes.
+        """
+        raise NotImplementedError
+
+    # episodes
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        support_pixel_values: Tensor | None = None,
+        support_labels: Tensor | None = None,
+        query_pixel_values: Tensor | None = None,
+        query_labels: Tensor | None = None,
+        class_input_ids: Tensor | None = None,
+        class_attention_mask: Tensor | None = None,
+        class_embeds: Tensor | None = None,
+        support_class_ids: Tensor | None = None,
+        query_class_ids: Tensor | None = None,
+        support_features: Tensor | None = None,
+        query_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> FewShotVideoOutput:
+        """Classify the queries of one or several episodes, or videos by the support set that the model carries.
+
+        Args:
+            pixel_values: `[B, T, 3, H, W]`, classified by the carried support set; with `labels [B]` also a loss.
+            support_pixel_values: `[E, S, T, 3, H, W]`, or without E for one episode, and so below.
+            support_labels: `[E, S]` int64, 0..N-1, in any order, classes may have different numbers of videos.
+            query_pixel_values: `[E, Q, T', 3, H, W]`.
+            query_labels: `[E, Q]`; with them the few-shot loss is computed.
+            class_input_ids, class_attention_mask: `[C, L]`, texts of all classes of the split.
+            class_embeds: `[C, D]` instead of them.
+            support_class_ids, query_class_ids: `[E, S]`, `[E, Q]`, rows of these classes. The support's are needed
+                (its text belongs to it); with both the video-text loss is computed.
+            support_features, query_features: `[E, S, T, D]`, `[E, Q, T', D]` from `frame_features` instead of pixels.
+            mode: "visual", "text" or "combined"; None takes the configured one. Training is always visual.
+            kwargs: of the vision tower.
+
+        Returns:
+            Logits `-D` ("visual") or log-probabilities.
+
+        Raises:
+            ValueError: inputs missing, or labels that do not fit, see `check_episode_labels`.
+        """
+        if pixel_values is not None:
+            return self._classify_forward(pixel_values, labels, mode, **kwargs)
+        if support_labels is None:
+            raise ValueError("support_labels are missing.")
+        if class_embeds is None and class_input_ids is not None:
+            class_embeds = self.encode_classes(class_input_ids, class_attention_mask)
+        if support_class_ids is not None and class_embeds is None:
+            raise ValueError("support_class_ids are given without class_input_ids or class_embeds.")
+        seen = {}
+        if self.text_in_tower and support_features is None:
+            if support_class_ids is None:
+                raise ValueError(MISSING_TEXTS)
+            seen["text_embeds"] = class_embeds[support_class_ids]
+        support = self._features("support", support_pixel_values, support_features, **seen, **kwargs)
+        queries = self._features("query", query_pixel_values, query_features, **kwargs)
+        labels = (support_labels, query_labels, support_class_ids, query_class_ids)
+        single = support.ndim == 3
+        if single:
+            support, queries = support[None], queries[None]
+            labels = (None if value is None else value[None] for value in labels)
+        output = self._episodes(support, queries, EpisodeLabels(*labels), class_embeds, mode)
+        if single:
+            output = {key: value if value is None or not value.ndim else value[0] for key, value in output.items()}
+        return FewShotVideoOutput(**output)
+
+    def _features(self, side: str, pixel_values: Tensor | None, features: Tensor | None, **kwargs: Any) -> Tensor:
+        if (pixel_values is None) == (features is None):
+            raise ValueError(f"give either {side}_pixel_values or {side}_features.")
+        if features is not None:
+            return features
+        return self.frame_features(pixel_values, **kwargs)
+
+    def _episodes(
+        self,
+        support: Tensor,  # [E, S, T, D]
+        queries: Tensor,  # [E, Q, T', D]
+        labels: EpisodeLabels,
+        class_embeds: Tensor | None,
+        mode: str | None,
+    ) -> dict[str, Tensor | None]:
+        classes, shots, ids = labelled_episode(labels.support, labels.query, labels.support_class_ids)
+        text = None if ids is None else class_embeds[ids]  # [E, N, D]
+        own_text = None if ids is None else class_embeds[labels.support_class_ids]
+        represented = self.represent_supports(support, own_text, shots=shots)
+        prototypes = self.build_prototypes(represented, labels.support, text, classes, shots=shots)
+        rows = self.prototype_labels(labels.support, classes)
+        found, means = self.represent_queries(queries), queries.mean(-2)
+        mode = "visual" if self.training else mode or self.config.inference_mode
+        texts = {"query_means": means, "text_embeds": text}
+        visual = logits = self.score(found, prototypes, rows, **texts, mode=mode)
+        if mode != "visual" and labels.query is not None:
+            visual = self.score(found, prototypes, rows, mode="visual")
+        output = {"logits": logits, "prototypes": prototypes, "query_features": found}
+        return output | self.episode_losses(visual, support.mean(-2), means, labels, class_embeds, text)
+
+    def _classify_forward(
+        self, pixel_values: Tensor, labels: Tensor | None, mode: str | None, **kwargs: Any
+    ) -> FewShotVideoOutput:
+        frames = self.frame_features(pixel_values, **kwargs)
+        logits = self._score_against(frames, self.stored_support(), mode)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return FewShotVideoOutput(loss=loss, logits=logits)
 
     # support sets
 
@@ -264,11 +372,12 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
         inputs = processor(text=processor.class_texts(names), return_tensors="pt")
         with evaluation_mode(self):
             text = self.encode_classes(inputs["input_ids"].to(device), inputs["attention_mask"].to(device))
-            frames = self._frames_of(videos, processor, batch_size)
+            seen = text[labels] if self.text_in_tower else None
+            frames = self._frames_of(videos, processor, batch_size, text_embeds=seen)
             shots = int(torch.bincount(labels).max())
             rows = self.represent_supports(frames, text[labels], shots=shots)
             prototypes = self.build_prototypes(rows, labels, text, len(names), shots=shots)
-        support = SupportSet(prototypes, torch.arange(len(names), device=device), text, names)
+        support = SupportSet(prototypes, self.prototype_labels(labels, len(names)), text, names)
         self.set_support(support)
         return support
 
@@ -343,49 +452,34 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             best = int(self._score_against(frames, support, "visual").argmax())
             best = best if class_name is None else support.class_names.index(class_name)
             queries = self.represent_queries(frames)
-            distances = frame_distances(queries, support.features[best : best + 1], eps=self.config.cosine_eps)[0, 0]
-        config = self.config
-        return support.class_names[best], otam_path(
-            distances, lam=config.otam_lambda, both_directions=config.both_directions
-        )
+            rows = support.features[support.labels == best]
+            distances = frame_distances(queries, rows, eps=self.config.cosine_eps)[0]  # [rows of the class, T, T']
+        options = {"lam": self.config.otam_lambda, "both_directions": self.config.both_directions}
+        nearest = distances[otam(distances, **options).argmin()]
+        return support.class_names[best], otam_path(nearest, **options)
 
     def _score_against(self, frames: Tensor, support: SupportSet, mode: str | None) -> Tensor:
         return self.score(
             self.represent_queries(frames),
             support.features,
+            support.labels,
             query_means=frames.mean(-2),
             text_embeds=support.text_embeds,
             mode=mode,
         )
 
-    def _frames_of(self, videos: Any, processor: Any, batch_size: int) -> Tensor:
-        """Frame features `[V, T, D]` of videos in any form, a few at a time."""
+    def _frames_of(self, videos: Any, processor: Any, batch_size: int, *, text_embeds: Tensor | None = None) -> Tensor:
+        """Frame features `[V, T, D]` of videos in any form, a few at a time; with texts for the tower, `[V, D]`."""
         if not isinstance(videos, Tensor):
             if processor is None:
                 raise ValueError("videos that are no pixel values need processor=..., the processor of this model.")
             videos = processor(videos=videos, return_tensors="pt")["pixel_values"]
         weight = self.text_projection.weight
-        parts = (part.to(weight.device, weight.dtype) for part in videos.split(batch_size))
-        return torch.cat([self.frame_features(part) for part in parts])
+        parts = [part.to(weight.device, weight.dtype) for part in videos.split(batch_size)]
+        if text_embeds is None:
+            return torch.cat([self.frame_features(part) for part in parts])
+        texts = text_embeds.split(batch_size)
+        return torch.cat([self.frame_features(*pair) for pair in zip(parts, texts, strict=True)])
 
 
-def labelled_episode(
-    support_labels: Tensor, query_labels: Tensor | None, support_class_ids: Tensor | None
-) -> tuple[int, int, Tensor | None]:
-    """N, the largest number of shots, and the class id of each episode label `[E, N]` (None without ids).
-
-    Raises:
-        ValueError: see `check_episode_labels`; or two support videos of one label with different class ids.
-    """
-    classes = check_episode_labels(support_labels, query_labels)
-    member = F.one_hot(support_labels, classes)  # [E, S, N]
-    shots = int(member.sum(1).max())
-    if support_class_ids is None:
-        return classes, shots, None
-    ids = support_class_ids.gather(1, member.argmax(1))  # the id of each label's first video
-    if not torch.equal(ids.gather(1, support_labels), support_class_ids):
-        raise ValueError("support videos of one episode label have different class ids.")
-    return classes, shots, ids
-
-
-__all__ = ["FewShotVideoModel", "FewShotVideoOutput", "FewShotVideoPreTrainedModel", "SupportSet"]
+__all__ = ["EpisodeLabels", "FewShotVideoModel", "FewShotVideoOutput", "FewShotVideoPreTrainedModel", "SupportSet"]

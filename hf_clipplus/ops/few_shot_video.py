@@ -1,4 +1,6 @@
-"""What CLIP-FSAR does with text beside the alignment: video-text scores and how they join the visual ones."""
+"""What CLIP-FSAR and MA-CLIP do with text beside the alignment: video-text scores, and their part in the result."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,53 @@ def video_losses(
     few_shot = F.cross_entropy(logits.flatten(0, -2), query_labels.flatten())
     video_text = F.cross_entropy(class_logits.flatten(0, -2), class_ids.flatten())
     return few_shot + weight * video_text, few_shot, video_text
+
+
+def mixed_log_scores(text_logits: Tensor, distances: Tensor, *, alpha: float = 0.5) -> Tensor:
+    """Log of MA-CLIP's `alpha softmax(text) + (1 - alpha) softmax(-D)`: probabilities are mixed, not multiplied.
+
+    Args:
+        text_logits, distances: `[..., Q, N]`.
+        alpha: weight of the text, 0..1.
+    """
+    visual, text = F.log_softmax(-distances, dim=-1), F.log_softmax(text_logits, dim=-1)
+    if alpha in (0, 1):
+        return text if alpha else visual
+    return torch.logaddexp(text + math.log(alpha), visual + math.log(1 - alpha))
+
+
+def video_and_text_losses(
+    logits: Tensor,
+    query_labels: Tensor,
+    support_text_logits: Tensor,
+    query_text_logits: Tensor,
+    support_labels: Tensor,
+    *,
+    alpha: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """MA-CLIP's `alpha (L_S2T + L_Q2T) / 2 + (1 - alpha) L_Q2S` and its parts, each a mean cross-entropy.
+
+    The divergence from one-hot labels that a reading note of the paper writes is the cross-entropy.
+
+    Args:
+        logits: `[..., Q, N]`, minus the distances; query_labels: `[..., Q]`.
+        support_text_logits: `[..., S, N]`, query_text_logits: `[..., Q, N]`, against the episode's class texts.
+        support_labels: `[..., S]`.
+        alpha: weight of the texts, 0..1.
+
+    Returns:
+        The sum, L_Q2S, L_S2T, L_Q2T.
+    """
+    query_to_support, support_to_text, query_to_text = (
+        F.cross_entropy(each.flatten(0, -2), labels.flatten())
+        for each, labels in (
+            (logits, query_labels),
+            (support_text_logits, support_labels),
+            (query_text_logits, query_labels),
+        )
+    )
+    loss = alpha * (support_to_text + query_to_text) / 2 + (1 - alpha) * query_to_support
+    return loss, query_to_support, support_to_text, query_to_text
 
 
 def check_episode_labels(support_labels: Tensor, query_labels: Tensor | None = None) -> int:

@@ -1,7 +1,5 @@
 """Saves a few-shot head with its processor, its numbers and a card that says what it is and how it was chosen."""
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from peft import PeftModel
 from hf_clipplus.evaluation.results import Results, describe_hardware
 from hf_clipplus.models.ape import APEForImageClassification
 
+from .adapter_base import FOLDER, base_id, publish_adapter, save_base
 from .card import model_card
 from .few_shot_compare import TITLES, HeadResult
 from .publish import files_of, publish
@@ -42,10 +41,7 @@ def save_few_shot(
     folder.mkdir(parents=True, exist_ok=True)
     repo_id = repo_id or folder.name
     if isinstance(model, PeftModel):
-        base.save_pretrained(folder / "base")
-        processor.save_pretrained(folder / "base")
-        (folder / "base" / "README.md").write_text(str(model_card(base, _base_id(repo_id))), encoding="utf-8")
-        model.peft_config["default"].base_model_name_or_path = str(folder / "base")
+        model.peft_config["default"].base_model_name_or_path = save_base(base, processor, folder, repo_id)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     facts = _facts(result, model)
@@ -63,7 +59,7 @@ def save_few_shot(
     )
     results.to_json(folder / RESULTS_FILE)
     if isinstance(model, PeftModel):  # the Hub does not know a folder of this machine
-        model.peft_config["default"].base_model_name_or_path = _base_id(repo_id)
+        model.peft_config["default"].base_model_name_or_path = base_id(repo_id)
     card = model_card(model, repo_id, results=results, facts={"This classifier": facts})
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
@@ -74,19 +70,11 @@ def push_few_shot(folder: str | Path, hub_model_id: str, *, private: bool | None
     The base of an APE-T adapter goes to `<hub_model_id>-base`, which the adapter then names as its base.
     """
     folder, options = Path(folder), {"message": "Upload a few-shot classifier", "private": private}
-    files = {path: file for path, file in files_of(folder).items() if not path.startswith("base/")}
-    with tempfile.TemporaryDirectory() as temporary:
-        if (folder / "base").is_dir():
-            publish(_base_id(hub_model_id), files_of(folder / "base"), **options)
-            config = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
-            files["adapter_config.json"] = Path(temporary) / "adapter_config.json"
-            config["base_model_name_or_path"] = _base_id(hub_model_id)
-            files["adapter_config.json"].write_text(json.dumps(config, indent=2), encoding="utf-8")
+    files = {path: file for path, file in files_of(folder).items() if not path.startswith(f"{FOLDER}/")}
+    if (folder / FOLDER).is_dir():
+        publish_adapter(hub_model_id, files, folder / FOLDER, **options)
+    else:
         publish(hub_model_id, files, **options)
-
-
-def _base_id(repo_id: str) -> str:
-    return f"{repo_id}-base"
 
 
 def _facts(result: HeadResult, model: Any) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from hf_clipplus.data.clipart import EMBEDDED
 from hf_clipplus.data.episodes import UNREADABLE, EpisodeDataset, EpisodeSampler
 from hf_clipplus.data.few_shot_videos import VideoSplit, embedded_clips, open_video_split
 from hf_clipplus.data.report import DataReport
-from hf_clipplus.data.video_views import CROP_ONLY, KINETICS_QUERIES
+from hf_clipplus.data.video_views import CROP_ONLY, KINETICS_QUERIES, ViewSampler
 from hf_clipplus.evaluation.few_shot_video import FewShotVideoEvaluation
-from hf_clipplus.models.clip_fsar import CLIPFSARConfig, CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
+from hf_clipplus.models.clip_fsar import CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
+from hf_clipplus.models.few_shot_video import FewShotVideoModel
 from hf_clipplus.models.video_processing import VideoFrameProcessor
 
 from .schedules import EpisodeSteps
@@ -28,7 +30,7 @@ class VideoRecipe:
     Args:
         steps: learning rates.
         episodes: training iterations of one process.
-        video_text_weight: w of the loss.
+        video_text_weight: w of CLIP-FSAR's loss; None for MA-CLIP.
         evaluate_every: iterations.
         frame_sampling: see `models.video_frames.frame_sampler`.
         seed: of the run.
@@ -36,7 +38,7 @@ class VideoRecipe:
 
     steps: EpisodeSteps
     episodes: int
-    video_text_weight: float
+    video_text_weight: float | None
     evaluate_every: int
     frame_sampling: str = "segments"
     seed: int = 0
@@ -126,42 +128,77 @@ def build_clip_fsar(
     fields = {name: getattr(args, name) for name in ("alignment", "merge", "modulate", "num_frames")}
     fields |= {"video_text_weight": weight, "text_scale_init_value": args.text_scale_init_value}
     fields["freeze_vision"] = args.adaptation == "frozen"
-    name = args.model_name_or_path
-    found = AutoConfig.from_pretrained(name)
-    if found.model_type == "clipplus_clip_fsar":
-        model = CLIPFSARForFewShotVideoClassification.from_pretrained(name, **fields)
-        return model, AutoProcessor.from_pretrained(name)
+    return starting_model(
+        CLIPFSARForFewShotVideoClassification,
+        CLIPFSARProcessor,
+        args.model_name_or_path,
+        fields,
+        own=("temporal_transformer.", "video_text_scale"),
+        frame_sampling=recipe.frame_sampling if recipe else "segments",
+        stretched=data.dataset != EMBEDDED,
+    )
+
+
+def starting_model(
+    model_class: type[FewShotVideoModel],
+    processor_class: type,
+    name: str,
+    fields: dict[str, Any],
+    *,
+    own: tuple[str, ...],
+    frame_sampling: str,
+    stretched: bool,
+) -> tuple[FewShotVideoModel, Any]:
+    """A model of the variant and its processor, from one of it or from any CLIP.
+
+    Args:
+        model_class, processor_class: of the variant.
+        name: folder or Hub id.
+        fields: of the configuration, set in any case.
+        own: starts of the names of weights that CLIP does not have.
+        frame_sampling: see `models.video_frames.frame_sampler`.
+        stretched: whether frames are made larger than what is cropped of them.
+
+    Raises:
+        OSError: `name` is neither a folder nor a Hub id.
+        ValueError: the checkpoint lacks weights of CLIP.
+    """
+    found, config_class = AutoConfig.from_pretrained(name), model_class.config_class
+    if found.model_type == config_class.model_type:
+        return model_class.from_pretrained(name, **fields), AutoProcessor.from_pretrained(name)
     towers = {side: getattr(found, side).to_dict() for side in ("text_config", "vision_config")}
-    config = CLIPFSARConfig(**towers, projection_dim=found.projection_dim, **fields)
-    model, info = CLIPFSARForFewShotVideoClassification.from_pretrained(name, config=config, output_loading_info=True)
-    own = ("temporal_transformer.", "video_text_scale")
+    config = config_class(**towers, projection_dim=found.projection_dim, **fields)
+    model, info = model_class.from_pretrained(name, config=config, output_loading_info=True)
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(own)):
         raise ValueError(f"{name} lacks weights of CLIP that would stay random: {missing[:5]}")
     side = model.config.vision_config.image_size
-    resize = side if data.dataset == EMBEDDED else round(side * RESIZE_MARGIN)
-    sampling = recipe.frame_sampling if recipe else "segments"
     frames = VideoFrameProcessor(
-        resize=resize, crop=side, num_frames=args.num_frames, frame_sampling=sampling, **_channels(name)
+        resize=round(side * RESIZE_MARGIN) if stretched else side,
+        crop=side,
+        num_frames=config.num_frames,
+        frame_sampling=frame_sampling,
+        **_channels(name),
     )
-    return model.float(), CLIPFSARProcessor(frames, AutoTokenizer.from_pretrained(name))
+    return model.float(), processor_class(frames, AutoTokenizer.from_pretrained(name))
 
 
-def with_lora(model: CLIPFSARForFewShotVideoClassification, rank: int) -> Any:
-    """The model with LoRA on the attention of a ViT tower, the temporal transformer trained in full (PEFT).
+LORA_TARGETS = r"vision_model\..*\.(q_proj|k_proj|v_proj|out_proj)"
+
+
+def with_lora(model: FewShotVideoModel, rank: int, modules: list[str] | None) -> PeftModel:
+    """The model with LoRA on the attention of a ViT tower, and some modules trained in full (PEFT).
+
+    Args:
+        model: with a ViT tower.
+        rank: of the matrices.
+        modules: names of the modules outside the towers.
 
     Raises:
         ValueError: a ResNet tower.
     """
-    from peft import LoraConfig, get_peft_model
-
     if model.config.has_resnet:
         raise ValueError("LoRA is placed on the attention of a ViT; a ResNet tower has only that of its pooling.")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=r"vision_model\..*\.(q_proj|k_proj|v_proj|out_proj)",
-        modules_to_save=["temporal_transformer"],
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=modules)
     return get_peft_model(model, config)
 
 
@@ -173,9 +210,22 @@ def open_split(data: FewShotVideoArguments, split: str, *, image_size: int, num_
 
 
 def training_episodes(
-    data: FewShotVideoArguments, split: VideoSplit, processor: Any, *, length: int, seed: int
+    data: FewShotVideoArguments,
+    split: VideoSplit,
+    processor: Any,
+    *,
+    length: int,
+    seed: int,
+    query_view: ViewSampler | None = None,
 ) -> tuple[EpisodeDataset, DataReport]:
-    """Random episodes of the training videos, and the report of what they lose."""
+    """Random episodes of the training videos, and the report of what they lose.
+
+    Args:
+        data, split, processor: what is drawn, and how it is shown.
+        length: episodes.
+        seed: of the run.
+        query_view: how queries are shown; None takes what CLIP-FSAR published for the preset.
+    """
     report = DataReport([UNREADABLE])
     sampler = EpisodeSampler(split.labels, way=data.way, shots=data.shots, queries=data.queries, seed=seed)
     frames = processor.image_processor
@@ -185,7 +235,7 @@ def training_episodes(
         length=length,
         num_frames=frames.num_frames,
         frame_sampling=frames.frame_sampling,
-        query_view=KINETICS_QUERIES if data.preset == "kinetics100" else CROP_ONLY,
+        query_view=query_view or (KINETICS_QUERIES if data.preset == "kinetics100" else CROP_ONLY),
         on_bad_video=data.on_bad_video,
         report=report,
     )

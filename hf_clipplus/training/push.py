@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from .adapter_base import ADAPTER_CONFIG, FOLDER, base_id, publish_adapter
 from .publish import publish
 from .trainer_card import RESULTS_FILE, write_card
 
@@ -27,7 +28,7 @@ MODEL_FILES = (
 
 
 class PushingTrainer(Trainer):
-    """`Trainer` that uploads what `from_pretrained` reads and a card, nothing else.
+    """`Trainer` that uploads what `from_pretrained` reads and a card, nothing else; an adapter's base before it.
 
     With `hub_strategy="checkpoint"` or `"all_checkpoints"` the whole checkpoints go up too, pickles included: resuming
     needs them.
@@ -41,6 +42,8 @@ class PushingTrainer(Trainer):
             dataset: Hub id, or another name, of the training data.
             kwargs: `license`, `language`, `tags` and other metadata of the card.
         """
+        if self._base_folder() is not None:
+            kwargs = {"base_model": base_id(self.hub_model_id or ""), "base_model_relation": "adapter"} | kwargs
         if self.is_world_process_zero():
             write_card(self, model_name or Path(self.args.output_dir).absolute().name, dataset, **kwargs)
 
@@ -105,13 +108,16 @@ class PushingTrainer(Trainer):
             for file in Path(self.args.output_dir).iterdir()
             if any(fnmatch(file.name, pattern) for pattern in patterns)
         }
-        return publish(
-            self.hub_model_id,
-            files,
-            message=message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-        )
+        options = {"message": message, "token": token or self.args.hub_token}
+        options["revision"] = revision or self.args.hub_revision
+        if (base := self._base_folder()) is not None and ADAPTER_CONFIG in files:
+            return publish_adapter(self.hub_model_id, files, base, **options)
+        return publish(self.hub_model_id, files, **options)
+
+    def _base_folder(self) -> Path | None:
+        """Where the base of an adapter was saved (`adapter_base.save_base`), if it was."""
+        folder = Path(self.args.output_dir) / FOLDER
+        return folder if folder.is_dir() else None
 
     def _model_files(self) -> list[str]:
         if self.processing_class is None:

@@ -51,10 +51,10 @@ def groupvit_factor(
 
 @dataclass(frozen=True)
 class EpisodeSteps:
-    """CLIP-FSAR's schedule (published code): linear warm-up, then steps, in "epochs" that pass twice as fast.
+    """A linear warm-up, then steps, in "epochs" of S iterations.
 
-    The trainer gives its schedule `floor(i / S) + i / S` epochs for iteration i, so that a step at epoch 4 comes at
-    iteration 2 S.
+    CLIP-FSAR's published trainer gives its schedule `floor(i / S) + i / S` epochs for iteration i, so that a step at
+    epoch 4 comes at iteration 2 S.
 
     Args:
         base_lr, warmup_start_lr: peak, and where the warm-up starts.
@@ -62,7 +62,8 @@ class EpisodeSteps:
         steps: epochs from which each factor holds.
         factors: of the peak.
         warmup_epochs: length of the warm-up.
-        iterations_per_step: iterations of a process in an optimizer step (published 4, on 4 processes).
+        iterations_per_step: iterations of a process in an optimizer step (CLIP-FSAR: 4, on 4 processes).
+        doubled: whether epochs are counted as CLIP-FSAR's trainer does.
     """
 
     base_lr: float
@@ -72,10 +73,12 @@ class EpisodeSteps:
     factors: Sequence[float] = (1.0, 0.1, 0.01)
     warmup_epochs: float = 1.0
     iterations_per_step: int = 4
+    doubled: bool = True
 
     def rate(self, iteration: int) -> float:
         """The learning rate that is set before iteration `iteration` (episodes of one process, from 0)."""
-        epoch = floor(iteration / self.iterations) + iteration / self.iterations
+        epoch = iteration / self.iterations
+        epoch += floor(epoch) if self.doubled else 0
         if epoch >= self.warmup_epochs:
             return self._stepped(epoch)
         slope = (self._stepped(self.warmup_epochs) - self.warmup_start_lr) / self.warmup_epochs

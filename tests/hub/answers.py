@@ -14,12 +14,27 @@ def picture() -> Image.Image:
 @torch.no_grad()
 def answers(model, processor) -> dict[str, torch.Tensor]:
     """Inputs and outputs, by name."""
+    if getattr(model, "support", model) is None:
+        inputs = an_episode(processor)
+        return {**inputs, **{name: each for name, each in model.eval()(**inputs).items() if torch.is_tensor(each)}}
     given = {"videos": [[picture(), picture()]]} if "video" in model.input_modalities else {"images": [picture()]}
     given |= {"text": LABELS} if "text" in model.input_modalities else {}
     inputs = {name: value for name, value in processor(**given, return_tensors="pt").items() if torch.is_tensor(value)}
     outputs = model.eval()(**inputs)
     found = {name: value for name, value in outputs.items() if torch.is_tensor(value)}
     return inputs | {name: value.clone() for name, value in found.items()}
+
+
+def an_episode(processor) -> dict[str, torch.Tensor]:
+    """Two classes with one video each, which are also asked for."""
+    videos = processor(videos=[[picture(), picture()], [picture().rotate(90)] * 2], return_tensors="pt")[
+        "pixel_values"
+    ]
+    texts = processor(text=LABELS[:2], return_tensors="pt")
+    labels = torch.arange(2)
+    episode = {"support_pixel_values": videos, "query_pixel_values": videos.flip(0).contiguous()}
+    episode |= {"support_labels": labels, "support_class_ids": labels.clone()}
+    return episode | {f"class_{name}": texts[name] for name in ("input_ids", "attention_mask")}
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from answers import answers, same
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from tiny_zoo import CLASSES, clip, pictures, tiny
+from tiny_zoo import CLASSES, clip, ma_clip_base, pictures, tiny, trained_adapter
 from video_files import write_video
 
 from hf_clipplus import get_variant, list_models
@@ -21,7 +21,7 @@ from hf_clipplus.tuners.ape_t import attach_ape_t
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 CONTRASTIVE = "--max_steps 2 --per_device_train_batch_size 8 --eval_strategy no --save_strategy no --push_to_hub"
-# DIVA's needs a diffusion model first, CLIP-FSAR's has episodes: their own tests run them
+# DIVA's needs a diffusion model first, CLIP-FSAR's and MA-CLIP's have episodes: their own tests run them
 RECIPES = {
     "fff": CONTRASTIVE,
     "groupvit": CONTRASTIVE,
@@ -134,6 +134,17 @@ def lines(hub, author, tmp_path_factory):
     torch.nn.init.normal_(adapted.get_base_model().classifier.ape_t_res["default"])
     push(adapted, processor, "org/ape-t-plus")
     remember(adapted, processor, "org/ape-t-plus", adapters)
+
+    base, processor = ma_clip_base()
+    push(base, processor, "org/ma-clip-adapter-base")
+    base.name_or_path = "org/ma-clip-adapter-base"
+    adapted = trained_adapter(base)
+    push(adapted, processor, "org/ma-clip-adapter")
+    remember(adapted, processor, "org/ma-clip-adapter", adapters)
+    assert {name for name in hub.files("org/ma-clip-adapter") if name.startswith("adapter")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     return folder, variants, adapters
 
 

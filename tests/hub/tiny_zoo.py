@@ -9,8 +9,10 @@ from hf_clipplus import get_variant
 from hf_clipplus.models.ape import APEForImageClassification, APEProcessor
 from hf_clipplus.models.clip_fsar import CLIPFSARConfig, CLIPFSARForFewShotVideoClassification, CLIPFSARProcessor
 from hf_clipplus.models.groupvit import GroupViTPlusConfig, GroupViTPlusModel, GroupViTPlusProcessor
+from hf_clipplus.models.ma_clip import MACLIPConfig, MACLIPForFewShotVideoClassification, MACLIPProcessor
 from hf_clipplus.models.video_processing import VideoFrameProcessor
 from hf_clipplus.training.scratch import train_tokenizer
+from hf_clipplus.tuners.ma_clip import attach_ma_clip, export_ma_clip
 
 CAPTIONS = ("a red boat", "two cats on a hill", "a cup of tea", "a photo of a tiger.", "the sun over the sea")
 CLASSES = ("boat", "cat", "tea")
@@ -83,4 +85,31 @@ def clip_fsar(variant):
     return model, processor
 
 
-MAKERS = {"groupvit": groupvit, "ape": ape, "clip_fsar": clip_fsar}
+def ma_clip_base():
+    """Frozen towers and an untrained prototype module, for adapters."""
+    tokenizer = tiny_tokenizer()
+    towers = {"text_config": text_tower(tokenizer), "vision_config": TOWER | {"image_size": SIDE, "patch_size": 8}}
+    head = {"projection_dim": 12, "temporal_heads": 2, "temporal_ffn_dim": 16, "num_frames": 2}
+    model = MACLIPForFewShotVideoClassification(MACLIPConfig(**towers, **head)).eval()
+    return model, MACLIPProcessor(VideoFrameProcessor(resize=SIDE, crop=SIDE, num_frames=2), tokenizer)
+
+
+def trained_adapter(base):
+    """Adapters on a base, with values as training would give them."""
+    model = attach_ma_clip(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def ma_clip(variant):
+    """Self-contained, with a support set, so that it is an ordinary video classifier."""
+    base, processor = ma_clip_base()
+    model = export_ma_clip(trained_adapter(base))
+    model.encode_support([clip(1), clip(2), clip(3)], ["boat", "boat", "tea"], processor=processor)
+    return model, processor
+
+
+MAKERS = {"groupvit": groupvit, "ape": ape, "clip_fsar": clip_fsar, "ma_clip": ma_clip}

@@ -77,6 +77,9 @@ def test_a_clip_checkpoint_loads_and_only_the_head_is_new(tower_configs, tmp_pat
     expected = clip.get_image_features(pixels[0]).pooler_output
     torch.testing.assert_close(model.frame_features(pixels)[0], expected)
     assert model.video_text_scale.item() == 1.0
+    frozen = CLIPFSARForFewShotVideoClassification.from_pretrained(tmp_path, freeze_vision=True, **FIELDS)
+    own = {name.split(".")[0] for name, each in frozen.named_parameters() if each.requires_grad}
+    assert own == {"temporal_transformer", "video_text_scale"}
 
 
 def test_several_episodes_in_a_batch_are_each_alone(model, episode):

@@ -2,9 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_few_shot_video import FewShotVideoConfig
-
-MODES = ("visual", "text", "combined")
+from ..configuration_few_shot_video import INFERENCE_MODES, FewShotVideoConfig
 
 
 @strict
@@ -40,8 +38,10 @@ class CLIPFSARConfig(FewShotVideoConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.inference_mode not in MODES:
-            raise ValueError(f"CLIPFSARConfig.inference_mode={self.inference_mode!r}: choose one of {MODES}.")
+        if self.inference_mode not in INFERENCE_MODES:
+            raise ValueError(
+                f"CLIPFSARConfig.inference_mode={self.inference_mode!r}: choose one of {INFERENCE_MODES}."
+            )
         if not 0 <= self.combine_beta <= 1:
             raise ValueError(f"CLIPFSARConfig.combine_beta={self.combine_beta} must be between 0 and 1.")
 

@@ -4,8 +4,8 @@ from hf_clipplus.tuners.registration import register
 
 from .config import APETConfig
 from .layer import APETLayer
-from .model import APETModel, attach_ape_t, import_ape_t, load_ape_t
+from .model import APETModel, attach_ape_t, import_ape_t
 
 register("ape_t", APETConfig, APETModel)
 
-__all__ = ["APETConfig", "APETLayer", "APETModel", "attach_ape_t", "import_ape_t", "load_ape_t"]
+__all__ = ["APETConfig", "APETLayer", "APETModel", "attach_ape_t", "import_ape_t"]

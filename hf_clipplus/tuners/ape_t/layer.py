@@ -1,24 +1,23 @@
 """The layer of APE-T: wraps a zero-shot classifier and holds residuals, image weights and cache of its adapters."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hf_clipplus.models.ape import ZeroShotHead
 from hf_clipplus.ops.cache_classifier import add_residuals, cache_term
 from hf_clipplus.ops.cache_search import correct_on_grid
+from hf_clipplus.tuners.base import UnmergeableLayer
 
 from .config import APETConfig
 
 BUFFERS = ("ape_t_indices", "ape_t_cache_keys", "ape_t_cache_labels")
 
 
-class APETLayer(nn.Module, BaseTunerLayer):
+class APETLayer(nn.Module, UnmergeableLayer):
     """`ZeroShotHead` plus APE-T adapters by name; disabled it is the zero-shot head.
 
     Per adapter: `ape_t_res` `[C, Q]` and `ape_t_value_weights` `[N, 1]` are trained; `ape_t_indices` `[Q]`,
@@ -27,17 +26,15 @@ class APETLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("ape_t_res", "ape_t_value_weights")
     other_param_names = (*BUFFERS, "settings")
+    why_not_merged = "APE-T keeps a cache beside the text classifier and cannot be merged into it;"
 
     def __init__(self, base_layer: ZeroShotHead, adapter_name: str, config: APETConfig):
         super().__init__()
-        self.base_layer = base_layer
+        self.start(base_layer, adapter_name)
         self.ape_t_res, self.ape_t_value_weights = nn.ParameterDict(), nn.ParameterDict()
         self.ape_t_indices, self.ape_t_cache_keys = BufferDict(persistent=True), BufferDict(persistent=True)
         self.ape_t_cache_labels = BufferDict(persistent=True)
         self.settings: dict[str, APETConfig] = {}
-        self._disable_adapters = False
-        self.merged_adapters = []
-        self._active_adapter = [adapter_name]
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: APETConfig) -> None:
@@ -96,7 +93,7 @@ class APETLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[B, C]` of L2-normalised features `[B, D]`."""
-        name = self._one_active()
+        name = self.one_active(self.ape_t_res)
         if name is None:
             return self.get_base_layer()(features)
         text_logits, cache = self.parts(features, name)
@@ -140,17 +137,3 @@ class APETLayer(nn.Module, BaseTunerLayer):
         labels, values = self.ape_t_cache_labels[name], self.image_weights(name)
         options = {"betas": betas, "alphas": alphas, "values": values}
         return correct_on_grid(queries, keys, labels, text_logits, targets, **options)[..., 0]
-
-    def _one_active(self) -> str | None:
-        if self.disable_adapters:
-            return None
-        active = [name for name in self.active_adapters if name in self.ape_t_res]
-        if len(active) > 1:
-            raise ValueError(f"only one APE-T adapter can be active at a time, active are {active}.")
-        return active[0] if active else None
-
-    def merge(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("APE-T keeps a cache beside the text classifier and cannot be merged into it.")
-
-    def unmerge(self) -> None:
-        raise NotImplementedError("APE-T is never merged.")

@@ -1,13 +1,11 @@
-"""The tuner of APE-T, and the two calls that people need: attach an adapter to a model, and load one strictly."""
+"""The tuner of APE-T, and what people call: attach an untrained adapter to a model, or a published one."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hf_clipplus.models.ape import APEForImageClassification, ZeroShotHead
 from hf_clipplus.models.ape.checks_ape import as_features, as_labels, check_every_class_has_images
@@ -15,50 +13,26 @@ from hf_clipplus.models.ape.convert_ape import OfficialCache, read_ape_t_checkpo
 from hf_clipplus.models.ape.heads_ape import default_channels
 from hf_clipplus.models.ape.processing_ape import prompt_facts
 from hf_clipplus.ops.cache_classifier import cache_keys, channel_criterion, select_channels
+from hf_clipplus.tuners.base import UnmergeableTuner
 
 from .config import APETConfig
 from .layer import APETLayer
 
 
-class APETModel(BaseTuner):
+class APETModel(UnmergeableTuner):
     """Puts `APETLayer` around the zero-shot classifier of `APEForImageClassification`."""
 
     prefix = "ape_t_"
     tuner_layer_cls = APETLayer
     target_module_mapping = {"clipplus_ape": ["classifier"]}
 
-    def _create_and_replace(
-        self,
-        peft_config: APETConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, APETLayer):
-            target.update_layer(adapter_name, peft_config)
-            if adapter_name not in self.active_adapters:
-                target.set_adapter(self.active_adapters)
-            return
+    def _wrap(self, target: nn.Module, adapter_name: str, config: APETConfig, key: str) -> APETLayer:
         if not isinstance(target, ZeroShotHead):
             raise TypeError(
-                f"APE-T sits on a zero-shot classifier (APEForImageClassification.set_classes), {current_key} is "
+                f"APE-T sits on a zero-shot classifier (APEForImageClassification.set_classes), {key} is "
                 f"{type(target).__name__}."
             )
-        layer = APETLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)  # the inherited one copies child.weight, which a head has not
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        raise NotImplementedError(
-            "APE-T keeps a cache beside the text classifier and cannot be merged into it; unload() gives the base."
-        )
+        return APETLayer(target, adapter_name, config)
 
 
 def attach_ape_t(
@@ -124,20 +98,6 @@ def _facts(head: ZeroShotHead, rows: Tensor, labels: Tensor) -> dict[str, Any]:
         "protocol": "no validation",
         "warnings": [],
     }
-
-
-def load_ape_t(base: PreTrainedModel, folder: str | Path, adapter_name: str = "default", **kwargs: Any) -> PeftModel:
-    """`PeftModel.from_pretrained` that refuses adapters with missing or unknown tensors, where PEFT only warns."""
-    if isinstance(base, PeftModel):
-        found = base.load_adapter(str(folder), adapter_name, **kwargs)
-        model = base
-    else:
-        model = PeftModel.from_pretrained(base, str(folder), adapter_name=adapter_name)
-        found = model.load_adapter(str(folder), adapter_name, **kwargs)
-    wrong = [key for key in found.missing_keys if "ape_t_" in key] + list(found.unexpected_keys)
-    if wrong:
-        raise ValueError(f"{folder} does not fit: missing or unknown tensors {wrong[:5]}.")
-    return model
 
 
 def import_ape_t(
