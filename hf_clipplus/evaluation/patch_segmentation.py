@@ -74,25 +74,40 @@ class PatchSegmenter:
         ]
 
     def _segment_one(self, picture, class_embeds, threshold, target) -> GroupViTPlusSegmentation:
-        side = self.model.config.vision_config.image_size
-        height, width = picture.shape[-2:]
-        picture = F.pad(picture, (0, max(0, side - width), 0, max(0, side - height)))
-        boxes = windows(*picture.shape[-2:], crop_size=side, stride=side // 2)
-        crops = torch.stack([picture[:, y1:y2, x1:x2] for y1, y2, x1, x2 in boxes])
-        with evaluation_mode(self.model):
-            patches = self.model.get_patch_features(crops.to(self.model.device, self.model.dtype)).float()
-        grid = side // self.model.config.vision_config.patch_size
-        scores = (SCALE * patches @ class_embeds.float().T).transpose(1, 2).unflatten(2, (grid, grid))
-        scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
-        total = scores.new_zeros(len(class_embeds), *picture.shape[-2:])
-        count = total.new_zeros(total.shape[1:])
-        for score, (y1, y2, x1, x2) in zip(scores, boxes, strict=True):
-            total[:, y1:y2, x1:x2] += score
-            count[y1:y2, x1:x2] += 1
-        logits = (total / count)[:, :height, :width]
-        if target != (height, width):
-            logits = F.interpolate(logits[None], size=target, mode="bilinear", align_corners=False)[0]
+        logits = SCALE * patch_scores(self.model, picture, class_embeds, target)
         best, labels = logits.softmax(0).max(0)
         if threshold is not None:
             labels = torch.where(best < threshold, 0, labels + 1)
         return GroupViTPlusSegmentation(labels=labels)
+
+
+def patch_scores(model: nn.Module, picture: Tensor, text_embeds: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where texts are in a picture of any size: cosines `[N, h, w]` of texts and patches, one for every pixel.
+
+    Between the centres of patches they are interpolated; where windows overlap they are averaged.
+
+    Args:
+        model: has `get_patch_features(pixel_values)`.
+        picture: `[3, H, W]`; a side shorter than a window is padded with 0, which is the mean colour.
+        text_embeds: `[N, D]`, L2-normalised.
+        size: (height, width) of the result.
+    """
+    side = model.config.vision_config.image_size
+    height, width = picture.shape[-2:]
+    picture = F.pad(picture, (0, max(0, side - width), 0, max(0, side - height)))
+    boxes = windows(*picture.shape[-2:], crop_size=side, stride=side // 2)
+    crops = torch.stack([picture[:, y1:y2, x1:x2] for y1, y2, x1, x2 in boxes])
+    with evaluation_mode(model):
+        patches = model.get_patch_features(crops.to(model.device, model.dtype)).float()
+    grid = side // model.config.vision_config.patch_size
+    scores = (patches @ text_embeds.to(patches).T).transpose(1, 2).unflatten(2, (grid, grid))
+    scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
+    total = scores.new_zeros(len(text_embeds), *picture.shape[-2:])
+    count = total.new_zeros(total.shape[1:])
+    for score, (y1, y2, x1, x2) in zip(scores, boxes, strict=True):
+        total[:, y1:y2, x1:x2] += score
+        count[y1:y2, x1:x2] += 1
+    scores = (total / count)[:, :height, :width]
+    if size == (height, width):
+        return scores
+    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]

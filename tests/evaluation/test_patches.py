@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
 from hf_clipplus import DreamLIPConfig, DreamLIPModel, DreamLIPProcessor
-from hf_clipplus.evaluation.heat_map import heat_map_overlay
+from hf_clipplus.evaluation.heat_map import heat_map_overlay, text_heat_map
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
 from hf_clipplus.evaluation.pointing import PointingAccuracy
 from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators, scene_evaluators
@@ -112,6 +112,15 @@ def test_heat_map():
     assert heat_map_overlay(Image.new("RGB", (8, 8)), np.ones((2, 2))).size == (8, 8)
     with pytest.raises(ValueError, match="finite matrix"):
         heat_map_overlay(Image.new("RGB", (8, 8)), np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_text_is_where_its_colour_is(scale, model, processor, rows):
+    image = rows[0]["image"].resize((2 * SIDE * scale, SIDE * scale), Image.Resampling.NEAREST)
+    heat = text_heat_map(model, processor, image, "blue")
+    assert heat.shape == (SIDE * scale, 2 * SIDE * scale)
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    assert image.getpixel((column, row)) == (0, 0, 255)
 
 
 def test_scene_texts():
