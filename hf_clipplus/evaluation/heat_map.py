@@ -10,7 +10,7 @@ from hf_clipplus.data.images import load_image
 from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
 
 from .encode import encode_texts
-from .patch_segmentation import patch_scores
+from .patch_segmenter import patch_scores
 
 COLD, HOT = (20, 30, 90), (255, 90, 20)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, pipeline
 
 from hf_clipplus import DreamLIPConfig, DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.evaluation.heat_map import heat_map_overlay, text_heat_map
@@ -96,6 +96,16 @@ def test_segmentation_of_pictures_of_any_size(copies, model, processor, rows):
     assert found["pixel_accuracy"] > 0.8  # the upsampled scores blur the borders of patches
     assert found["mIoU"] > 2 * max(found["chance_mIoU"], found["chance_mIoU_one_class"])
     assert evaluator.iou_per_class().keys() == {"background", *CLASSES}
+
+
+def test_the_pipeline_segments_by_patches(model, processor, rows):
+    wide = rows[0]["image"].resize((2 * SIDE, SIDE), Image.Resampling.NEAREST)
+    segment = pipeline("clipplus-zero-shot-segmentation", model=model, processor=processor)
+    found = segment(wide, class_names=CLASSES, templates=("{}",), background=0.5, short_side=SIDE)
+    assert found["labels"].shape == (SIDE, 2 * SIDE)
+    assert [int(found["labels"][place]) for place in ((1, 2), (-2, -2), (-2, 2))] == [1, 3, 0]
+    assert {entry["label"] for entry in found["segments"]} == {"background", "red", "blue"}
+    assert all(0.3 < entry["score"] <= 1 for entry in found["segments"])
 
 
 def test_small_pictures_are_padded(model, processor, rows):
