@@ -40,8 +40,8 @@ def name_picture(loaded: Loaded, picture: str | None, words: str) -> tuple[Bars,
     classify = pipeline("zero-shot-image-classification", model=model, tokenizer=tokenizer, image_processor=images)
     found = bars(classify(image, candidate_labels=names, hypothesis_template=TEMPLATE))
     return found, (
-        f"**{best(found)}** fits best of your {len(names)} words. The bars share 100% among these words: add or change "
-        "words, and they change too."
+        f"**{best(found)}** fits best of your {len(names)} words. The bars share 100% among these "
+        "words: add or change words, and they change too."
     )
 
 
@@ -51,7 +51,9 @@ def segment_picture(loaded: Loaded, picture: str | None, words: str, sureness: f
     names = read_words(words, at_least=2)
     segment = pipeline("clipplus-zero-shot-segmentation", model=loaded.model, processor=loaded.processor)
     side = loaded.model.config.vision_config.image_size
-    found = segment(image, class_names=names, background=sureness, short_side=2 * side, long_side=8 * side)
+    side *= 2 if hasattr(loaded.model, "segment") else 1  # GroupViT looks at 448 pixels with windows of 224
+    sizes = {"short_side": side, "long_side": 4 * side}
+    found = segment(image, class_names=names, templates=(TEMPLATE,), background=sureness, **sizes)
     drawn = segmentation_overlay(image, found["labels"], found["class_names"], legend=True)
     shares = {name: float((found["labels"] == number).mean()) for number, name in enumerate(found["class_names"])}
     seen = [f"**{name}** {share:.0%}" for name, share in shares.items() if share > 0.005 and name in names]
@@ -114,13 +116,19 @@ def learn_from_videos(
         name, path = model.alignment_path(video, support=support, processor=processor)
         frames = load_frames(video, frame_sampler("segments", path.shape[0]))
     except UnreadableVideoError as error:
-        raise SorryError("One of the clips cannot be played: it is damaged or in an unknown format. Try MP4.") from error
+        raise SorryError(
+            "One of the clips cannot be played: it is damaged or in an unknown format. Try MP4."
+        ) from error
     finally:
         model.set_support(loaded.support)  # the model is everybody's
     found = dict(zip(support.class_names, scores.tolist(), strict=True))
-    return found, alignment_picture(path, frames), (
-        f"**{best(found)}** fits best. The squares: your clip from top to bottom, “{name}” from left to right; dark "
-        "where the moments match. A line down to the right means that things happen in the same order."
+    return (
+        found,
+        alignment_picture(path, frames),
+        (
+            f"**{best(found)}** fits best. The squares: your clip from top to bottom, “{name}” from left to right; "
+            "dark where the moments match. A line down to the right means that things happen in the same order."
+        ),
     )
 
 
@@ -136,7 +144,9 @@ def read_words(words: str | None, *, at_least: int, separators: str = ",;\n") ->
     parts = re.split(f"[{re.escape(separators)}]", words or "")
     found = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
     if not found:
-        raise SorryError("Write at least one word." if at_least == 1 else "Write some words, with commas between them.")
+        raise SorryError(
+            "Write at least one word." if at_least == 1 else "Write some words, with commas between them."
+        )
     if len(found) < at_least:
         raise SorryError(f"“{found[0]}” alone leaves nothing to choose from. Write at least {at_least} words.")
     if len(found) > LIMITS.texts or max(map(len, found)) > LIMITS.characters:

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_clipplus import get_variant
-from hf_clipplus.hub.loading import NotOfTheZooError, load_from_zoo
 from hf_clipplus.evaluation.loading import load_dual_encoder
+from hf_clipplus.hub.loading import NotOfTheZooError, load_from_zoo
 
 DEMO = "demo"  # the choice of no model: each tab takes its own
 KEPT = 5  # models in memory

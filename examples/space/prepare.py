@@ -1,6 +1,7 @@
 """Makes what the Space shows before anybody has a model: small models, and pictures and clips to try them on.
 
-    python examples/space/prepare.py        # seconds; what is there already is kept
+    python examples/space/prepare.py                                  # seconds; what is there already is kept
+    python examples/space/prepare.py --space_dir outputs/my-space     # a whole Space, ready to be uploaded
 
 All models are the embedded encoder, which knows drawings and is often wrong. What a method adds to it (DreamLIP's
 patches, CLIP-FSAR's comparison of frames) is used as it stands, untrained. The page takes better ones as soon as the
@@ -17,6 +18,7 @@ import av
 import numpy as np
 from PIL import Image
 
+import hf_clipplus
 from hf_clipplus.data.clipart import CaptionWorld, load_drawings
 from hf_clipplus.data.clipart_clips import ClipWorld
 from hf_clipplus.data.clipart_scenes import SceneWorld
@@ -35,15 +37,20 @@ SIDE, FRAMES, SPEED = 320, 16, 8  # pixels, frames of a clip, frames a second
 # one is asked about)
 NAMED = (58, 165, 184, 193, 266, 142)
 TAUGHT = {"tiger": (260, 262, 263, 265), "fruit": (85, 87, 93, 89), "vehicle": (15, 183, 185, 184)}
-SCENES = (10, 3, 1, 6, 9)
+SCENES = (10, 9, 12, 6, 1)
+NOT_OF_A_MODEL = ("checkpoint-*", "runs", "training_args.bin")
 MOVES = ("move_left", "rise", "grow", "move_right")
 
 
 @dataclass
 class SpaceArguments:
-    """Where to."""
+    """What is written, and where to."""
 
     output_dir: str = field(default="outputs/space", metadata={"help": "Folder of models/ and samples/."})
+    space_dir: str | None = field(default=None, metadata={"help": "Also write the files of a Space of the Hub here."})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of further models that go into --space_dir."}
+    )
 
 
 def copy_encoder(folder: Path) -> None:
@@ -87,7 +94,9 @@ def write_samples(folder: Path) -> None:
         save(scenes[number]["image"], folder / "scenes" / f"{number}.png")
     for name, numbers in TAUGHT.items():
         for place, number in enumerate(numbers):
-            clip = ClipWorld([drawings[number]], frames=FRAMES, image_size=SIDE // 2, actions=MOVES, seed=place, train=False)
+            clip = ClipWorld(
+                [drawings[number]], frames=FRAMES, image_size=SIDE // 2, actions=MOVES, seed=place, train=False
+            )
             part = "ask" if number == numbers[-1] else "teach"
             save_clip(clip[place % len(MOVES)]["frames"], folder / "videos" / part / name / f"{number}.mp4")
 
@@ -107,6 +116,17 @@ def save_clip(frames: np.ndarray, file: Path) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def write_space(folder: Path, made: Path, models: list[str]) -> None:
+    """The page, the package beside it, models and samples: what a Space of the Hub consists of."""
+    hidden = shutil.ignore_patterns("__pycache__", "*.part")
+    shutil.copytree(Path(__file__).parent, folder, ignore=hidden)
+    shutil.copytree(Path(hf_clipplus.__file__).parent, folder / "hf_clipplus", ignore=hidden)
+    for part in ("models", "samples"):
+        shutil.copytree(made / part, folder / part, ignore=hidden)
+    for model in map(Path, models):
+        shutil.copytree(model, folder / "models" / model.name, ignore=shutil.ignore_patterns(*NOT_OF_A_MODEL))
 
 
 MAKERS = {"clipart-clip": copy_encoder, "dreamlip": untrained_patches, "clip_fsar": untrained_video_model}
@@ -129,6 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(part, ignore_errors=True)
         write_samples(part)
         part.rename(samples)
+    if args.space_dir is not None:
+        write_space(Path(args.space_dir), Path(args.output_dir), args.models)
+        print(f"{args.space_dir} is ready: hf upload OWNER/NAME {args.space_dir} . --repo-type space")
 
 
 if __name__ == "__main__":
