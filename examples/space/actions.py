@@ -190,16 +190,16 @@ def taught_classes(
         if not name and not files:
             continue
         if not name:
-            raise SorryError(f"Group {place} has no name. What do its {what}s show?")
+            raise SorryError(f"Kind {place} has no name. What do its {what}s show?")
         if not files:
             raise SorryError(f"“{name}” has no {what} yet. Add at least one; three or more work better.")
         if len(files) > EXAMPLES_OF_A_CLASS:
             raise SorryError(f"“{name}” has {len(files)} {what}s; at most {EXAMPLES_OF_A_CLASS}, please.")
         if name in found:
-            raise SorryError(f"Two groups are called “{name}”. Give them different names.")
+            raise SorryError(f"Two kinds are called “{name}”. Give them different names.")
         found[name] = files
     if len(found) < 2:
-        raise SorryError(f"Fill in at least two groups, each with a name and a {what}: one leaves nothing to choose.")
+        raise SorryError(f"Fill in at least two kinds, each with a name and a {what}: one leaves nothing to choose.")
     return list(found), list(found.values())
 
 

@@ -228,7 +228,7 @@ class Page:
 
         for trigger in triggers:
             listen = trigger.click if isinstance(trigger, gr.Button) else trigger.success
-            listen(run, [self.chosen, *inputs], outputs, **ONE_AT_A_TIME)
+            listen(run, [self.chosen, *inputs], outputs, show_progress_on=outputs[0], **ONE_AT_A_TIME)
 
     def note(self, choice: str, tab: str) -> tuple[str, bool]:
         """What a tab says of its model, and whether the model serves it."""

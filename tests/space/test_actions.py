@@ -121,11 +121,11 @@ def test_pictures_that_are_refused(made, rose):
 @pytest.mark.parametrize(
     ("names", "files", "said"),
     [
-        (["", "", ""], [None, None, None], "at least two groups"),
-        (["cat", "", ""], [["a"], None, None], "at least two groups"),
-        (["cat", "", ""], [["a"], ["b"], None], "Group 2 has no name"),
+        (["", "", ""], [None, None, None], "at least two kinds"),
+        (["cat", "", ""], [["a"], None, None], "at least two kinds"),
+        (["cat", "", ""], [["a"], ["b"], None], "Kind 2 has no name"),
         (["cat", "dog", ""], [["a"], [], None], "“dog” has no picture yet"),
-        (["cat", " cat", ""], [["a"], ["b"], None], "Two groups are called “cat”"),
+        (["cat", " cat", ""], [["a"], ["b"], None], "Two kinds are called “cat”"),
         (["cat", "dog", ""], [["a"] * 21, ["b"], None], "at most 20"),
     ],
 )
