@@ -24,13 +24,13 @@ CONTRASTIVE = "--max_steps 2 --per_device_train_batch_size 8 --eval_strategy no 
 ONE_HEAD = "--shots 1 --seeds 1 --views 1 --heads {0} --save {0}"
 EPISODES = "--max_steps 1 --eval_strategy no --save_strategy no --load_best_model_at_end false --push_to_hub"
 DIFFUSION = "--pictures 24 --batch_size 4 --held_out 8 --vae_steps 2 --unet_steps 2 --sample_steps 2"
-# name of a variant or an adapter -> arguments of its recipe, run in the folder that the output goes to
+# name of a variant or an adapter -> arguments of its recipe
 RECIPES = {
     "fff": CONTRASTIVE,
     "groupvit": CONTRASTIVE,
     "dreamlip": CONTRASTIVE,
     "longclip": CONTRASTIVE.replace("size 8", "size 40"),  # its images need more than 33 in a batch
-    "diva": CONTRASTIVE + " --generator tiny --pictures 12 --eval_split none",
+    "diva": CONTRASTIVE + " --generator {tiny} --pictures 12 --eval_split none",
     "clip_fsar": EPISODES + " --clips_per_class 2 --queries 1 --eval_shots 1 --eval_episodes 20",
     "ape": ONE_HEAD.format("ape"),
     "ape_t": ONE_HEAD.format("ape_t"),
@@ -180,12 +180,14 @@ def test_what_the_recipe_trains_goes_up_and_comes_back(hub, author, tmp_path, na
     def run_example(script: str, arguments: str) -> None:
         command = [sys.executable, str(ROOT / script), *arguments.split()]
         environment = hub.environment(tmp_path / "home", **alike)
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
 
+    diffusion = tmp_path / "tiny"
     if name == "diva":
-        run_example("examples/train_tiny_diffusion.py", f"{DIFFUSION} --output_dir tiny")
-    run_example(variant.recipe, f"{RECIPES[name]} --output_dir out --hub_model_id {repo_id}")
+        run_example("examples/train_tiny_diffusion.py", f"{DIFFUSION} --output_dir {diffusion}")
+    options = RECIPES[name].format(tiny=diffusion)
+    run_example(variant.recipe, f"{options} --output_dir {tmp_path / 'out'} --hub_model_id {repo_id}")
 
     saved = tmp_path / "out" / (name if variant.id == "ape" else "")
     save_file(answers(*load_from_zoo(str(saved))), tmp_path / f"trained-{name}.safetensors")
