@@ -1,9 +1,16 @@
 """A text's similarity to each patch, drawn over the picture."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
+from torch import Tensor, nn
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
+
+from .encode import encode_texts
+from .patch_segmenter import patch_scores
 
 COLD, HOT = (20, 30, 90), (255, 90, 20)
 
@@ -29,3 +36,20 @@ def heat_map_overlay(image, similarity, *, opacity: float = 0.6) -> Image.Image:
     colours = (1 - share) * np.float32(COLD) + share * np.float32(HOT)
     drawn = (1 - opacity) * np.asarray(picture, dtype=np.float32) + opacity * colours
     return Image.fromarray(drawn.round().clip(0, 255).astype(np.uint8))
+
+
+def text_heat_map(model: nn.Module, processor: Any, image, text: str) -> Tensor:
+    """Where a text is in a picture: its cosine with every pixel, `[h, w]` of the picture, see `patch_scores`.
+
+    The picture's shorter side is as long as the side that the model was made for.
+
+    Args:
+        model, processor: with `get_patch_features` (DreamLIP).
+        image: what `load_image` reads, of any size.
+        text: of any length.
+    """
+    side = model.config.vision_config.image_size
+    pictures = GroupViTPlusProcessor(processor.image_processor, processor.tokenizer)
+    inputs = pictures.segmentation_inputs([load_image(image)], short_side=side)
+    embeds = encode_texts(model, processor, [text])
+    return patch_scores(model, inputs["pixel_values"][0], embeds, inputs["target_sizes"][0])[0]

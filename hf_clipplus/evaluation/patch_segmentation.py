@@ -6,19 +6,14 @@ Example::
     evaluator(model, processor)  # as ZeroShotSegmentation
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation
-from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
-from hf_clipplus.models.groupvit.segmentation_groupvit import GroupViTPlusSegmentation, windows
 
-SCALE = 40.0  # of the cosines, before the softmax over classes
+from .patch_segmenter import PatchSegmenter
 
 
 class PatchSegmentation(ZeroShotSegmentation):
@@ -33,66 +28,3 @@ class PatchSegmentation(ZeroShotSegmentation):
         """Evaluate `model` where it is; see `ZeroShotSegmentation`."""
         inputs = GroupViTPlusProcessor(processor.image_processor, processor.tokenizer)
         return super().__call__(PatchSegmenter(model), inputs)
-
-
-class PatchSegmenter:
-    """A model with patch features behind the two methods that segmentation asks for.
-
-    Args:
-        model: has `encode_text` and `get_patch_features(pixel_values)`.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model, self.device = model, model.device
-
-    def class_embeddings(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`[N, D]`: the normalised mean of the normalised embeddings of a class's prompts, `[N, T, L]` ids."""
-        with evaluation_mode(self.model):
-            embeds = self.model.encode_text(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
-        return F.normalize(embeds.unflatten(0, input_ids.shape[:2]).mean(1), dim=-1)
-
-    def segment(
-        self,
-        pixel_values: Sequence[Tensor],
-        class_embeds: Tensor,
-        *,
-        background_threshold: float | None = None,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[GroupViTPlusSegmentation]:
-        """Label every pixel of pictures of any sizes with one of N classes.
-
-        Args:
-            pixel_values: `[3, H, W]` each; a side shorter than a window is padded with 0, which is the mean colour.
-            class_embeds: `[N, D]`, L2-normalised.
-            background_threshold: probability below which a pixel is background, class 0 of the result.
-            target_sizes: (height, width) of each result; the size of its `pixel_values` when None.
-        """
-        targets = target_sizes or [picture.shape[-2:] for picture in pixel_values]
-        return [
-            self._segment_one(picture, class_embeds, background_threshold, tuple(target))
-            for picture, target in zip(pixel_values, targets, strict=True)
-        ]
-
-    def _segment_one(self, picture, class_embeds, threshold, target) -> GroupViTPlusSegmentation:
-        side = self.model.config.vision_config.image_size
-        height, width = picture.shape[-2:]
-        picture = F.pad(picture, (0, max(0, side - width), 0, max(0, side - height)))
-        boxes = windows(*picture.shape[-2:], crop_size=side, stride=side // 2)
-        crops = torch.stack([picture[:, y1:y2, x1:x2] for y1, y2, x1, x2 in boxes])
-        with evaluation_mode(self.model):
-            patches = self.model.get_patch_features(crops.to(self.model.device, self.model.dtype)).float()
-        grid = side // self.model.config.vision_config.patch_size
-        scores = (SCALE * patches @ class_embeds.float().T).transpose(1, 2).unflatten(2, (grid, grid))
-        scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
-        total = scores.new_zeros(len(class_embeds), *picture.shape[-2:])
-        count = total.new_zeros(total.shape[1:])
-        for score, (y1, y2, x1, x2) in zip(scores, boxes, strict=True):
-            total[:, y1:y2, x1:x2] += score
-            count[y1:y2, x1:x2] += 1
-        logits = (total / count)[:, :height, :width]
-        if target != (height, width):
-            logits = F.interpolate(logits[None], size=target, mode="bilinear", align_corners=False)[0]
-        best, labels = logits.softmax(0).max(0)
-        if threshold is not None:
-            labels = torch.where(best < threshold, 0, labels + 1)
-        return GroupViTPlusSegmentation(labels=labels)

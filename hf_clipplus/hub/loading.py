@@ -10,6 +10,10 @@ from hf_clipplus.catalogue import VARIANTS
 from hf_clipplus.tuners.base import load_strictly
 
 
+class NotOfTheZooError(ValueError):
+    """A model is there, but none of the zoo."""
+
+
 def load_from_zoo(name: str) -> tuple[PreTrainedModel | PeftModel, Any]:
     """A model of the zoo, or an adapter on one, in eval mode, with its processor.
 
@@ -18,14 +22,15 @@ def load_from_zoo(name: str) -> tuple[PreTrainedModel | PeftModel, Any]:
 
     Raises:
         OSError: nothing can be loaded from there.
-        ValueError: it is no model of the zoo, or weights are missing.
+        NotOfTheZooError: it is no model of the zoo.
+        ValueError: weights are missing.
     """
     adapter = _adapter_config(name)
     config = AutoConfig.from_pretrained(name if adapter is None else adapter.base_model_name_or_path)
     kind = type(config).model_type
     variant = next((each for each in VARIANTS if kind == f"clipplus_{each.id}"), None)
     if variant is None:
-        raise ValueError(f"{name} is of type {kind!r}, which is no model of the zoo; `convert` may make it one.")
+        raise NotOfTheZooError(f"{name} is of type {kind!r}, which is no model of the zoo; `convert` may make it one.")
     processor = variant.load(variant.processor).from_pretrained(name)
     source = name if adapter is None else adapter.base_model_name_or_path
     model, info = variant.load(variant.model).from_pretrained(source, output_loading_info=True)

@@ -11,6 +11,7 @@ from transformers import Pipeline
 from transformers.image_utils import load_image as fetch_image
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.evaluation.patch_segmenter import PatchSegmenter
 from hf_clipplus.models.groupvit.presets_groupvit import (
     BACKGROUND_THRESHOLDS,
     CLASS_NAMES,
@@ -19,6 +20,7 @@ from hf_clipplus.models.groupvit.presets_groupvit import (
     SHORT_SIDE,
     background_threshold,
 )
+from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
 
 TASK = "clipplus-zero-shot-segmentation"
 BACKGROUND = "background"
@@ -26,7 +28,8 @@ PICTURES_AT_A_TIME = 8
 
 
 class ZeroShotSegmentationPipeline(Pipeline):
-    """Segments pictures by class names with a GroupViT model.
+    """Segments pictures by class names with a GroupViT model, or patch by patch with a model that has patch features
+    (DreamLIP; training-free, see `evaluation.patch_segmenter`).
 
     Example:
 
@@ -56,7 +59,8 @@ class ZeroShotSegmentationPipeline(Pipeline):
             mode: "slide" or "whole".
             short_side, long_side: what a picture is resized to fit, pixels; the result has the picture's own size.
             output_scores, output_groups: return `scores [classes, h, w]`; `groups`, one `[h, w]` per stage.
-            crop_size, stride, top_classes, crops_per_batch: see `segmentation_groupvit.segment`.
+            crop_size, stride, top_classes, crops_per_batch: see `segmentation_groupvit.segment`; they, `mode` and
+                `output_groups` are GroupViT's alone.
             batch_size: pictures read at a time (8); the crops of all of them share batches.
 
         Returns:
@@ -118,18 +122,22 @@ class ZeroShotSegmentationPipeline(Pipeline):
             background = BACKGROUND_THRESHOLDS[class_names] if background is None else background
             class_names = CLASS_NAMES[class_names]
         pictures = [_read(image, number) for number, image in enumerate(images)]
-        inputs = self.processor.segmentation_inputs(pictures, short_side=short_side, long_side=long_side)
+        processor = self.processor
+        if not hasattr(processor, "segmentation_inputs"):
+            processor = GroupViTPlusProcessor(processor.image_processor, processor.tokenizer)
+        inputs = processor.segmentation_inputs(pictures, short_side=short_side, long_side=long_side)
         return {
             "class_names": list(class_names),
             "background_threshold": background_threshold(background),
-            "classes": self.processor.class_inputs(class_names, templates),
+            "classes": processor.class_inputs(class_names, templates),
             **inputs,
         }
 
     def _forward(self, inputs: dict[str, Any], output_scores: bool = False, **options) -> dict[str, Any]:
         names, threshold = inputs.pop("class_names"), inputs.pop("background_threshold")
-        class_embeds = self.model.class_embeddings(**inputs.pop("classes"))
-        results = self.model.segment(
+        model = self.model if hasattr(self.model, "segment") else PatchSegmenter(self.model)
+        class_embeds = model.class_embeddings(**inputs.pop("classes"))
+        results = model.segment(
             **inputs, class_embeds=class_embeds, background_threshold=threshold, output_scores=True, **options
         )
         shown = names if threshold is None else [BACKGROUND, *names]

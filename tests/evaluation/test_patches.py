@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, pipeline
 
 from hf_clipplus import DreamLIPConfig, DreamLIPModel, DreamLIPProcessor
-from hf_clipplus.evaluation.heat_map import heat_map_overlay
+from hf_clipplus.evaluation.heat_map import heat_map_overlay, text_heat_map
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
 from hf_clipplus.evaluation.pointing import PointingAccuracy
 from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators, scene_evaluators
@@ -98,6 +98,16 @@ def test_segmentation_of_pictures_of_any_size(copies, model, processor, rows):
     assert evaluator.iou_per_class().keys() == {"background", *CLASSES}
 
 
+def test_the_pipeline_segments_by_patches(model, processor, rows):
+    wide = rows[0]["image"].resize((2 * SIDE, SIDE), Image.Resampling.NEAREST)
+    segment = pipeline("clipplus-zero-shot-segmentation", model=model, processor=processor)
+    found = segment(wide, class_names=CLASSES, templates=("{}",), background=0.5, short_side=SIDE)
+    assert found["labels"].shape == (SIDE, 2 * SIDE)
+    assert [int(found["labels"][place]) for place in ((1, 2), (-2, -2), (-2, 2))] == [1, 3, 0]
+    assert {entry["label"] for entry in found["segments"]} == {"background", "red", "blue"}
+    assert all(0.3 < entry["score"] <= 1 for entry in found["segments"])
+
+
 def test_small_pictures_are_padded(model, processor, rows):
     small = [picture(np.full((6, 10), 2))]
     assert PatchSegmentation(small, CLASSES, background=None, short_side=6)(model, processor)["samples"] == 1
@@ -112,6 +122,15 @@ def test_heat_map():
     assert heat_map_overlay(Image.new("RGB", (8, 8)), np.ones((2, 2))).size == (8, 8)
     with pytest.raises(ValueError, match="finite matrix"):
         heat_map_overlay(Image.new("RGB", (8, 8)), np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_text_is_where_its_colour_is(scale, model, processor, rows):
+    image = rows[0]["image"].resize((2 * SIDE * scale, SIDE * scale), Image.Resampling.NEAREST)
+    heat = text_heat_map(model, processor, image, "blue")
+    assert heat.shape == (SIDE * scale, 2 * SIDE * scale)
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    assert image.getpixel((column, row)) == (0, 0, 255)
 
 
 def test_scene_texts():
