@@ -13,16 +13,10 @@ def picture() -> Image.Image:
 
 @torch.no_grad()
 def answers(model, processor) -> dict[str, torch.Tensor]:
-<<<<<<< HEAD
     """Inputs and outputs, by name."""
     if getattr(model, "support", model) is None:
         inputs = an_episode(processor)
         return {**inputs, **{name: each for name, each in model.eval()(**inputs).items() if torch.is_tensor(each)}}
-=======
-    """Inputs and outputs, by name; a few-shot model that knows no class yet is taught two."""
-    if getattr(model, "support", 0) is None:
-        model.encode_support([[picture()] * 4, [picture().rotate(90)] * 4], ["upright", "lying"], processor=processor)
->>>>>>> space
     given = {"videos": [[picture(), picture()]]} if "video" in model.input_modalities else {"images": [picture()]}
     given |= {"text": LABELS} if "text" in model.input_modalities else {}
     inputs = {name: value for name, value in processor(**given, return_tensors="pt").items() if torch.is_tensor(value)}

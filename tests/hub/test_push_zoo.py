@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from answers import answers, same
+from answers import answers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tiny_zoo import CLASSES, clip, ma_clip_base, pictures, tiny, trained_adapter
