@@ -30,7 +30,7 @@ from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.ops.contrastive import softmax_loss
-from hf_clipplus.ops.patch_groups import group_patches
+from hf_clipplus.ops.patch_groups import group_patches, softmax_tile_rows
 from hf_clipplus.training.long_caption_build import SIZES, build_from_nothing, scene_texts
 from hf_clipplus.training.scratch import train_tokenizer
 
@@ -70,7 +70,7 @@ def dense_loss(texts: torch.Tensor, groups: torch.Tensor, log_scale: torch.Tenso
 
 
 def tiled_loss(texts: torch.Tensor, groups: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    return softmax_loss(groups, texts, torch.arange(len(texts)), log_scale)
+    return softmax_loss(groups, texts, torch.arange(len(texts)), log_scale, tile_size=softmax_tile_rows(len(texts)))
 
 
 LOSSES: dict[str, Callable] = {"ours": tiled_loss, "straightforward": dense_loss}
@@ -119,7 +119,7 @@ def extra_memory(version: str, images: int, captions: int, width: int) -> float:
         sides = [F.normalize(torch.randn(rows, width), dim=-1).requires_grad_() for _ in range(2)]
         return [*sides, torch.tensor(2.6593).requires_grad_()]
 
-    LOSSES[version](*inputs(400)).backward()  # libraries and their buffers; small beside the run measured
+    LOSSES[version](*inputs(images * captions)).backward()  # libraries and their buffers
     leaves = inputs(images * captions)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
     before = _peak()
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=11, help="measured pairs of steps (11)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/dreamlip_step.json"), help="where the JSON goes")
+    parser.add_argument("--widths", type=int, nargs="*", default=[], help="widths of which the memory is measured too")
     parser.add_argument("--memory-of", choices=tuple(LOSSES), help=argparse.SUPPRESS)
     parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -156,15 +157,17 @@ def main() -> None:
     tokenizer = train_tokenizer(scene_texts("train"), vocab_size=1500, context=77)
     model, processor = build_from_nothing(DreamLIPModel, DreamLIPProcessor, args.size, tokenizer)
     found = measure(model.train(), make_batch(processor, args.batch, args.captions, facts["image"]), args.pairs)
-    found["loss_mib"] = {version: measure_memory(version, args, facts["joint"]) for version in LOSSES}
-    found["memory_ratio"] = found["loss_mib"]["straightforward"] / found["loss_mib"]["ours"]
+    found["loss_mib"] = {}
+    for width in (facts["joint"], *args.widths):
+        own = found["loss_mib"][width] = {version: measure_memory(version, args, width) for version in LOSSES}
+        own["ratio"] = own["straightforward"] / own["ours"]
     low, high = found["ratio_interval"]
     print(f"step, B = {args.batch}, K = {args.captions}, {found['mean_tokens']:.1f} tokens a caption: ours "
           f"{found['ours_seconds']:.2f} s, straightforward {found['straightforward_seconds']:.2f} s, "
           f"{found['ratio']:.2f} times as long (95% interval {low:.2f} to {high:.2f})")  # fmt: skip
-    ours_mib, dense_mib = found["loss_mib"]["ours"], found["loss_mib"]["straightforward"]
-    print(f"loss memory: ours {ours_mib:.0f} MiB, straightforward {dense_mib:.0f} MiB, "
-          f"{found['memory_ratio']:.1f} times as much")  # fmt: skip
+    for width, own in found["loss_mib"].items():
+        print(f"loss memory at width {width}: ours {own['ours']:.1f} MiB, straightforward "
+              f"{own['straightforward']:.1f} MiB, {own['ratio']:.1f} times as much")  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in ("size", "batch", "captions", "threads")}
     args.output.write_text(json.dumps(settings | {"torch": torch.__version__} | found, indent=1))

@@ -1,14 +1,17 @@
 """Contrastive losses over sparse positive pairs, in tiles: memory grows with N + C, never with N x C.
 
-The losses are separable sums, so the gradient is made in the forward pass, tile by tile, and backward only multiplies
-it by the incoming gradient. When `torch.distributed` is initialised every rank passes its own images and captions,
-positives name captions by their number in the concatenation over ranks, and the mean over ranks of the returned losses
-is the loss of the global batch (so that the gradient averaging of DDP gives the gradient of the global batch).
+The sigmoid loss is a separable sum, so its gradient is made in the forward pass, tile by tile, and backward only
+multiplies it by the incoming gradient. The softmax loss keeps the log-sum-exp of every row and column, and backward
+makes the tiles again. When `torch.distributed` is initialised every rank passes its own images and captions, positives
+name captions by their number in the concatenation over ranks, and the mean over ranks of the returned losses is the
+loss of the global batch (so that the gradient averaging of DDP gives the gradient of the global batch).
 """
+
+from typing import NamedTuple
 
 import torch
 
-from .distributed import RingExchange, all_gather_ragged, gather_sizes, gather_with_grad, rank, world_size
+from .distributed import RingExchange, gather_sizes, gather_with_grad, rank, world_size
 from .positives import Positives
 
 NORMALIZERS = ("per_image", "per_pair", "per_anchor")
@@ -97,16 +100,9 @@ def softmax_loss(
     """
     _check_embeddings(image_embeds, text_embeds)
     caption_sizes, pairs = _global_positives(positives, image_embeds, text_embeds)
-    image_sizes = gather_sizes(image_embeds.shape[0], image_embeds.device)
     images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
-    all_images, all_texts = gather_with_grad(images, image_sizes), gather_with_grad(texts, caption_sizes)
-    by_caption = _own_captions(pairs, image_sizes, caption_sizes)
-    options = (label_smoothing, tile_size)
-    forward = _TiledSoftmax.apply(images, all_texts, log_scale, pairs, sum(image_sizes) / world_size(), *options)
-    backward = _TiledSoftmax.apply(
-        texts, all_images, log_scale, by_caption, sum(caption_sizes) / world_size(), *options
-    )
-    return (forward + backward) / 2
+    plan = _SoftmaxPlan.of(pairs, images, caption_sizes, label_smoothing, tile_size)
+    return _TiledSoftmax.apply(images, gather_with_grad(texts, caption_sizes)[:, None], log_scale, plan)
 
 
 def slot_softmax_loss(
@@ -119,7 +115,7 @@ def slot_softmax_loss(
     """The mean over K caption slots of CLIP's loss between all images and the captions of that slot.
 
     `loss = 1/K sum_k softmax_loss(images, k-th captions)`: other captions of the same image are never negatives
-    (DreamLIP's multi-positive loss). The images are exchanged between processes once, not K times.
+    (DreamLIP's multi-positive loss).
 
     Args:
         image_embeds: `[N, D]`, L2-normalised; this rank's images.
@@ -136,24 +132,12 @@ def slot_softmax_loss(
     if text_embeds.ndim != 3 or len(text_embeds) != len(image_embeds):
         raise ValueError(f"text_embeds: expected [{len(image_embeds)}, K, D], got {list(text_embeds.shape)}.")
     _check_embeddings(image_embeds, text_embeds.flatten(0, 1))
-    n, captions = text_embeds.shape[:2]
-    sizes = gather_sizes(n, image_embeds.device)
+    sizes = gather_sizes(len(image_embeds), image_embeds.device)
     images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
-    all_images, all_texts = gather_with_grad(images, sizes), gather_with_grad(texts, sizes)
-    rows = torch.arange(n, device=images.device)
-    own, total = rows + sum(sizes[: rank()]), sum(sizes)
-    pairs = Positives(rows, own, (n, total))
-    by_caption = Positives(
-        torch.arange(n * captions, device=images.device), own.repeat_interleave(captions), (n * captions, total)
-    )
-    per_rank = total / world_size()
-    to_texts = [
-        _TiledSoftmax.apply(images, slot, log_scale, pairs, per_rank, 0.0, tile_size) for slot in all_texts.unbind(1)
-    ]
-    to_images = _TiledSoftmax.apply(
-        texts.flatten(0, 1), all_images, log_scale, by_caption, captions * per_rank, 0.0, tile_size
-    )
-    return (torch.stack(to_texts).mean() + to_images) / 2
+    rows = torch.arange(len(images), device=images.device)
+    pairs = Positives(rows, rows + sum(sizes[: rank()]), (len(images), sum(sizes)))
+    plan = _SoftmaxPlan.of(pairs, images, sizes, 0.0, tile_size)
+    return _TiledSoftmax.apply(images, gather_with_grad(texts, sizes), log_scale, plan)
 
 
 @torch.no_grad()
@@ -238,20 +222,17 @@ def _global_positives(positives, image_embeds: torch.Tensor, text_embeds: torch.
 
 def _anchor_weights(pairs: Positives, dtype: torch.dtype) -> torch.Tensor:
     """`[P]`: (1/positives of the image + 1/positives of the caption)/2."""
+    per_image, per_caption = _positive_counts(pairs)
+    return 0.5 / per_image[pairs.rows].to(dtype) + 0.5 / per_caption[pairs.cols].to(dtype)
+
+
+def _positive_counts(pairs: Positives) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positives of each own image and, over all ranks, of each caption."""
     per_image = torch.bincount(pairs.rows, minlength=pairs.shape[0])
     per_caption = torch.bincount(pairs.cols, minlength=pairs.shape[1])
     if world_size() > 1:
         torch.distributed.all_reduce(per_caption)
-    return 0.5 / per_image[pairs.rows].to(dtype) + 0.5 / per_caption[pairs.cols].to(dtype)
-
-
-def _own_captions(pairs: Positives, image_sizes: list[int], caption_sizes: list[int]) -> Positives:
-    """The same pairs seen from this rank's captions: rows are own captions, columns the images of all ranks."""
-    image_start, caption_start = sum(image_sizes[: rank()]), sum(caption_sizes[: rank()])
-    everyone = torch.cat(all_gather_ragged(torch.stack([pairs.cols, pairs.rows + image_start], dim=1)))
-    own = (everyone[:, 0] >= caption_start) & (everyone[:, 0] < caption_start + caption_sizes[rank()])
-    rows, cols = everyone[own].unbind(1)
-    return Positives.from_pairs(rows - caption_start, cols, (caption_sizes[rank()], sum(image_sizes)))
+    return per_image, per_caption
 
 
 def _tile_offsets(pairs: Positives, tile_rows: int, tile_cols: int) -> tuple[torch.Tensor, list[int]]:
@@ -379,46 +360,123 @@ def _ring(block: _SigmoidBlock, texts, pairs: Positives, pair_weights, caption_s
     return grad
 
 
+class _SoftmaxTile(NamedTuple):
+    """A tile of the logits and its P positives: their places in it, and the share of each in its row and column."""
+
+    rows: slice
+    at: tuple[torch.Tensor, torch.Tensor]
+    of_row: torch.Tensor
+    of_col: torch.Tensor
+
+
+class _SoftmaxPlan(NamedTuple):
+    """What the softmax loss does with the logits of a slot; own images n, captions of all ranks C.
+
+    `rows [n]` and `cols [C]` are weights of a row and a column in the sum over ranks, 0 without a positive;
+    `smooth_rows` and `smooth_cols` what label smoothing takes of each logit; `own` this rank's captions.
+    """
+
+    rows: torch.Tensor
+    cols: torch.Tensor
+    smooth_rows: torch.Tensor | None
+    smooth_cols: torch.Tensor | None
+    tiles: list[_SoftmaxTile]
+    own: slice
+
+    @classmethod
+    def of(
+        cls, pairs: Positives, images: torch.Tensor, caption_sizes: list[int], smoothing: float, tile_size: int | None
+    ) -> "_SoftmaxPlan":
+        n, c = pairs.shape
+        total = sum(gather_sizes(n, images.device))
+        tile_size = tile_size or max(1, TILE_ROWS * TILE_ROWS * TILE_COLS_PER_ROW // max(c, 1))
+        counts = _positive_counts(pairs)
+        rows, cols = (
+            world_size() / 2 / max(size, 1) * (count > 0).to(images.dtype)
+            for size, count in zip((total, c), counts, strict=True)
+        )
+        of_row, of_col = (
+            (1 - smoothing) * weight[index] / count[index]
+            for weight, count, index in zip((rows, cols), counts, (pairs.rows, pairs.cols), strict=True)
+        )
+        order, offsets = _tile_offsets(pairs, tile_size, max(c, 1))
+        tiles = []
+        for tile, top in enumerate(range(0, n, tile_size)):
+            mine = order[offsets[tile] : offsets[tile + 1]]
+            at = (pairs.rows[mine] - top, pairs.cols[mine])
+            tiles.append(_SoftmaxTile(slice(top, min(top + tile_size, n)), at, of_row[mine], of_col[mine]))
+        smooth = (smoothing / c * rows, smoothing / total * cols) if smoothing else (None, None)
+        start = sum(caption_sizes[: rank()])
+        return cls(rows, cols, *smooth, tiles, slice(start, start + caption_sizes[rank()]))
+
+
 class _TiledSoftmax(torch.autograd.Function):
-    """One direction of the softmax loss: a tile holds whole rows, so its log-sum-exp is exact in one pass."""
+    """Both directions from the same logits: images `[n, D]` against captions `[C, K, D]`, the mean over K slots.
+
+    A tile holds whole rows, so its rows' log-sum-exp is exact in one pass; that of a column grows from tile to tile.
+    """
 
     @staticmethod
-    def forward(ctx, queries, keys, log_scale, pairs, divisor, smoothing, tile_size):
-        with_grad = any(ctx.needs_input_grad)
-        n, c = pairs.shape
-        tile_size = tile_size or max(1, TILE_ROWS * TILE_ROWS * TILE_COLS_PER_ROW // max(c, 1))
-        with torch.autocast(queries.device.type, enabled=False):
-            scale = log_scale.exp()
-            loss = torch.zeros((), dtype=queries.dtype, device=queries.device)
-            grad_queries = torch.zeros_like(queries) if with_grad else None
-            grad_keys = torch.zeros_like(keys) if with_grad else None
-            share = 1.0 / torch.bincount(pairs.rows, minlength=n).clamp(min=1).to(queries.dtype)
-            has_positive = torch.bincount(pairs.rows, minlength=n) > 0
-            order, offsets = _tile_offsets(pairs, tile_size, max(c, 1))
-            for tile, top in enumerate(range(0, n, tile_size)):
-                rows = slice(top, min(top + tile_size, n))
-                mine = order[offsets[tile] : offsets[tile + 1]]
-                at = (pairs.rows[mine] - top, pairs.cols[mine])
-                z = (queries[rows] * scale) @ keys.T
-                lse = z.logsumexp(1)
-                own = (1 - smoothing) * share[pairs.rows[mine]]
-                loss += lse[has_positive[rows]].sum() - (own * z[at]).sum()
-                if smoothing:
-                    loss -= smoothing / c * z[has_positive[rows]].sum()
-                if with_grad:
-                    slope = z.sub_(lse[:, None]).exp_().sub_(smoothing / c).mul_(has_positive[rows, None])
-                    slope[at] -= own
-                    grad_queries[rows] = slope @ keys
-                    grad_keys.addmm_(slope.T, queries[rows])
-            if with_grad:
-                factor = scale / divisor
-                grad_queries *= factor
-                ctx.save_for_backward(grad_queries, grad_keys.mul_(factor), (queries * grad_queries).sum())
-                ctx.scalar_shape = log_scale.shape
-            return loss / divisor
+    def forward(ctx, images, texts, log_scale, plan):
+        with torch.autocast(images.device.type, enabled=False):
+            scale, slots = log_scale.exp(), texts.shape[1]
+            by_row = images.new_empty(slots, len(images))
+            by_col = images.new_full((slots, len(texts)), -torch.inf)
+            off_row, off_col = torch.zeros_like(by_row), torch.zeros_like(by_col)  # what the targets take off
+            for slot, keys in enumerate(texts.unbind(1)):
+                for tile in plan.tiles:
+                    z = (images[tile.rows] * scale) @ keys.T
+                    by_row[slot, tile.rows] = z.logsumexp(1)
+                    by_col[slot] = torch.logaddexp(by_col[slot], z.logsumexp(0))
+                    positive = z[tile.at]
+                    off_row[slot, tile.rows].index_add_(0, tile.at[0], tile.of_row * positive)
+                    off_col[slot].index_add_(0, tile.at[1], tile.of_col * positive)
+                    if plan.smooth_rows is not None:
+                        off_row[slot, tile.rows] += plan.smooth_rows[tile.rows] * z.sum(1)
+                        off_col[slot] += plan.smooth_cols * z.sum(0)
+            if world_size() > 1:
+                by_col = _logsumexp_over_ranks(by_col)
+                torch.distributed.all_reduce(off_col)
+            loss = _weighted(by_row, plan.rows) - off_row.sum()
+            loss += _weighted(by_col[:, plan.own], plan.cols[plan.own]) - off_col[:, plan.own].sum()
+            ctx.plan = plan
+            # exp(z - these) are the probabilities times their weights
+            ctx.save_for_backward(images, texts, log_scale, by_row - plan.rows.log(), by_col - plan.cols.log())
+            return loss / slots
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        queries, keys, log_scale = (saved * grad for saved in ctx.saved_tensors)
-        return queries, keys, log_scale.reshape(ctx.scalar_shape), None, None, None, None
+        images, texts, log_scale, by_row, by_col = ctx.saved_tensors
+        plan, grad_images, grad_texts = ctx.plan, torch.zeros_like(images), torch.zeros_like(texts)
+        with torch.autocast(images.device.type, enabled=False):
+            scale = log_scale.exp()
+            factor, grad_log_scale = grad * scale / texts.shape[1], torch.zeros_like(scale)
+            for slot, keys in enumerate(texts.unbind(1)):
+                for tile in plan.tiles:
+                    z = (images[tile.rows] * scale) @ keys.T
+                    slope = (z - by_row[slot, tile.rows, None]).exp_()
+                    slope += z.sub_(by_col[slot]).exp_()
+                    slope[tile.at] -= tile.of_row + tile.of_col
+                    if plan.smooth_rows is not None:
+                        slope -= plan.smooth_rows[tile.rows, None] + plan.smooth_cols
+                    grad_images[tile.rows].addmm_(slope, keys)
+                    grad_texts[:, slot].addmm_(slope.T, images[tile.rows])
+            grad_images *= factor
+            for tile in plan.tiles:  # not at once, for the sake of memory
+                grad_log_scale += (images[tile.rows] * grad_images[tile.rows]).sum()
+            return grad_images, grad_texts.mul_(factor), grad_log_scale, None
+
+
+def _weighted(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The sum of `weights * sums`, where a sum without weight may be infinite."""
+    return torch.where(weights > 0, weights * sums, 0.0).sum()
+
+
+def _logsumexp_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The log of the sum over ranks of `exp(values)`."""
+    highest = values.clone()
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    total = (values - highest).exp_()
+    torch.distributed.all_reduce(total)
+    return highest.add_(total.log_())

@@ -130,8 +130,13 @@ def grouping_loss(
     if negatives == "within_image":
         return within_image_loss(texts, groups, log_scale)
     owner = torch.arange(texts.shape[0] * texts.shape[1], device=texts.device)
-    tile_size = tile_size or max(64, SOFTMAX_TILE_NUMBERS // len(owner))
+    tile_size = tile_size or softmax_tile_rows(len(owner))
     return softmax_loss(groups.flatten(0, 1), texts.flatten(0, 1), owner, log_scale, tile_size=tile_size)
+
+
+def softmax_tile_rows(captions: int) -> int:
+    """Rows of a tile of the loss between so many captions and their groups."""
+    return max(64, SOFTMAX_TILE_NUMBERS // captions)
 
 
 def within_image_loss(queries: torch.Tensor, keys: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
