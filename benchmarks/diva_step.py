@@ -3,7 +3,8 @@
 The published order runs the tower anew for every draw of time and noise, encodes the prompt and the pictures for every
 batch, and carries the text tower along (one text is embedded and not used). Ours runs the tower's trunk once, keeps
 the prompt, and leaves the text tower out; with cached latents also the VAE. Both get the same draws, so their losses
-must be equal. A step is forward and backward of all draws.
+must be equal. A step is forward and backward of all draws. Two more rows say what no order can beat: the UNet alone,
+forward and backward of all draws from a condition that is there already; and that with one pass of the trained tower.
 
     python benchmarks/diva_step.py                                   # small parts on a CPU
     python benchmarks/diva_step.py --size sd21 --device cuda --dtype bfloat16 --batch 16 [--image 224]
@@ -153,14 +154,36 @@ def _ours(model, batch, pictures: str) -> torch.Tensor:
     return loss.detach()
 
 
+def unet_alone(model: DIVAForDiffusionFeedback, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The frozen UNet on all draws, up to the gradient of its condition."""
+    generator, (draws, images) = model.generator, batch["timesteps"].shape
+    prompt = generator.encode_prompt(model.config.prompt)
+    condition = prompt.repeat(draws * images, 1, 1).requires_grad_()
+    said, target, _ = generator.predict(
+        batch["latents"].repeat(draws, 1, 1, 1), batch["noise"].flatten(0, 1), batch["timesteps"].flatten(), condition
+    )
+    loss = (said.float() - target).square().mean()
+    loss.backward()
+    return loss.detach()
+
+
+def unet_and_tower(model: DIVAForDiffusionFeedback, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same, and one pass of the tower with the gradient of its weights."""
+    found = model.vision_model(batch["pixel_values"])
+    (found.last_hidden_state.sum() + found.pooler_output.sum()).backward()
+    return unet_alone(model, batch)
+
+
 ORDERS = {"published": published, "shared": shared, "shared_cached": shared_cached}
+FLOORS = {"unet_alone": unet_alone, "unet_and_tower": unet_and_tower}
 
 
 def measure(model: DIVAForDiffusionFeedback, batch: dict, rounds: int, autocast: torch.dtype | None) -> dict:
-    """Steps in turns; the first round warms up and checks that all losses agree."""
+    """Steps in turns; the first round warms up, and the losses of all orders must agree."""
     device = batch["pixel_values"].device
     on_gpu, lots = device.type == "cuda", random.Random(0)
-    seconds, losses, memory, names = {name: [] for name in ORDERS}, {}, {}, list(ORDERS)
+    runs = ORDERS | FLOORS
+    seconds, losses, memory, names = {name: [] for name in runs}, {}, {}, list(runs)
     for number in range(rounds + 1):
         lots.shuffle(names)
         for name in names:
@@ -170,16 +193,17 @@ def measure(model: DIVAForDiffusionFeedback, batch: dict, rounds: int, autocast:
                 torch.cuda.synchronize()
             start = time.perf_counter()
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                losses[name] = ORDERS[name](model, batch).item()
+                losses[name] = runs[name](model, batch).item()
             if on_gpu:
                 torch.cuda.synchronize()
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
             if number:
                 seconds[name].append(time.perf_counter() - start)
     found = {"losses": losses, "seconds": {name: statistics.median(times) for name, times in seconds.items()}}
-    for name in ("shared", "shared_cached"):
+    for name in (*ORDERS, *FLOORS):
         ratios = [a / b for a, b in zip(seconds["published"], seconds[name], strict=True)]
         found[f"published/{name}"] = statistics.median(ratios)
+    for name in ORDERS:
         difference = abs(losses[name] - losses["published"]) / losses["published"]
         found[f"difference_{name}"] = difference
         if autocast is None and difference > TOLERANCE:
@@ -202,8 +226,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype, results, image = getattr(torch, args.dtype), [], args.image or SIZES[args.size]["image"]
-    print("| K | B | published s | shared s | cached s | published / shared | published / cached | losses differ |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| K | B | published s | shared s | cached s | UNet s | UNet and tower s | published / shared | / cached "
+        "| / UNet | / UNet and tower | losses differ |"
+    )
+    print("|---" * 12 + "|")
     for draws in args.draws:
         torch.manual_seed(0)
         model = build(args.size, draws, dtype, image).to(args.device).train()
@@ -212,8 +239,8 @@ def main() -> None:
         batch = make_batch(model, image, args.batch, args.device)
         found = measure(model, batch, args.rounds, None if dtype == torch.float32 else dtype)
         results.append({"draws": draws, "batch": args.batch} | found)
-        cells = [f"{found['seconds'][name]:.3f}" for name in ORDERS]
-        cells += [f"{found[f'published/{name}']:.2f}" for name in ("shared", "shared_cached")]
+        cells = [f"{found['seconds'][name]:.3f}" for name in (*ORDERS, *FLOORS)]
+        cells += [f"{found[f'published/{name}']:.2f}" for name in (*list(ORDERS)[1:], *FLOORS)]
         worst = max(found["difference_shared"], found["difference_shared_cached"])
         print(f"| {draws} | {args.batch} | " + " | ".join([*cells, f"{worst:.1e}"]) + " |", flush=True)
         if "peak_gib" in found:
