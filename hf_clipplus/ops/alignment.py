@@ -176,9 +176,13 @@ def project_tuples(features: Tensor, weight: Tensor, bias: Tensor | None, tuples
     Returns:
         `[..., P, O]`.
     """
-    slots = weight.unflatten(1, (tuples.shape[1], -1))  # [O, w, D]
-    projected = torch.einsum("...td,osd->...sto", features, slots)
-    found = sum(projected[..., slot, tuples[:, slot], :] for slot in range(tuples.shape[1]))
+    frames, slots = features.shape[-2], tuples.shape[1]
+    by_slot = weight.reshape(-1, features.shape[-1])  # [O w, D], one product for all slots
+    projected = F.linear(features, by_slot).unflatten(-1, (-1, slots)).movedim(-1, -3)  # [..., w, T, O]
+    chosen = F.one_hot(tuples + frames * torch.arange(slots, device=tuples.device), slots * frames).sum(1)  # [P, w T]
+    found = chosen.to(projected.dtype) @ projected.flatten(
+        -3, -2
+    )  # a sum by selection, whose backward is a product too
     return found if bias is None else found + bias
 
 
@@ -212,17 +216,16 @@ def trx_distances(
 
     def by_class(rows: Tensor) -> Tensor:
         if int(counts.min()) == shots:
-            return rows[order].reshape(classes, 1, shots * tuples, width)
+            return rows[order].reshape(classes, shots * tuples, width)
         padded = rows.new_zeros(classes * shots, tuples, width).index_copy(0, slot, rows[order])
-        return padded.reshape(classes, 1, shots * tuples, width)
+        return padded.reshape(classes, shots * tuples, width)
 
-    mask = None
+    scores = query_keys.flatten(0, 1) * width**-0.5 @ by_class(support_keys).transpose(1, 2)  # [N, Q P, K P]
     if int(counts.min()) != shots:
         filled = torch.arange(shots, device=labels.device) < counts[:, None]  # [N, K]
-        mask = filled.repeat_interleave(tuples, 1)[:, None, None]  # [N, 1, 1, K P]
-    asked = query_keys.reshape(1, 1, queries * tuples, width).expand(classes, -1, -1, -1)
-    prototypes = F.scaled_dot_product_attention(asked, by_class(support_keys), by_class(support_values), mask)
-    gaps = query_values - prototypes.reshape(classes, queries, tuples, width)
+        scores = scores.masked_fill(~filled.repeat_interleave(tuples, 1)[:, None], -torch.inf)
+    prototypes = scores.softmax(-1) @ by_class(support_values)
+    gaps = query_values - prototypes.unflatten(1, (queries, tuples))
     return gaps.square().sum(-1).mean(-1).T
 
 
@@ -237,13 +240,13 @@ class _SoftAlignment(torch.autograd.Function):
         columns, rows, pairs = affinities.shape
         table = affinities.new_empty(columns, rows + 1, pairs)
         table[:, 0] = -torch.inf  # a row above the first, which nothing comes from
-        first, log_two = table[0], affinities.new_tensor(_LOG_TWO)
-        first[1] = affinities[0, 0]
+        first, added, log_two = table[0].unbind(), affinities[0].unbind(), affinities.new_tensor(_LOG_TWO)
+        first[1].copy_(added[0])
         for row in range(1, rows):
-            torch.logaddexp(first[row], log_two, out=first[row + 1]).add_(affinities[0, row])
+            torch.logaddexp(first[row], log_two, out=first[row + 1]).add_(added[row])
+        above, same, added = table[:, :-1].unbind(), table[:, 1:].unbind(), affinities.unbind()
         for column in range(1, columns):
-            before = table[column - 1]
-            torch.logaddexp(before[:-1], before[1:], out=table[column, 1:]).add_(affinities[column])
+            torch.logaddexp(above[column - 1], same[column - 1], out=same[column]).add_(added[column])
         last = table[-1, 1:]
         score = torch.logsumexp(torch.cat([last, last[:-1]]), dim=0)
         ctx.save_for_backward(table, score)
@@ -258,12 +261,15 @@ class _SoftAlignment(torch.autograd.Function):
         grad[-1, -1] /= 2
         grad[-1] *= grad_score
         stays = torch.sigmoid(table[:-1, 1:] - table[:-1, :-1])  # share that came from the same row, not from above
+        leaves = (1 - stays[:, 1:]).unbind()
+        of_row, of_next, stays, columns = grad[:, :-1].unbind(), grad[:, 1:].unbind(), stays.unbind(), grad.unbind()
         for column in range(len(table) - 1, 0, -1):
-            torch.mul(grad[column], stays[column - 1], out=grad[column - 1])
-            grad[column - 1, :-1].addcmul_(grad[column, 1:], 1 - stays[column - 1, 1:])
-        goes_on = torch.sigmoid(table[0, 1:-1] - _LOG_TWO)  # in the first column a row also adds to the next one
-        for row in range(grad.shape[1] - 2, -1, -1):
-            grad[0, row].addcmul_(grad[0, row + 1], goes_on[row])
+            torch.mul(columns[column], stays[column - 1], out=columns[column - 1])
+            of_row[column - 1].addcmul_(of_next[column], leaves[column - 1])
+        goes_on = torch.sigmoid(table[0, 1:-1] - _LOG_TWO).unbind()  # in the first column a row also adds to the next
+        first = grad[0].unbind()
+        for row in range(len(goes_on) - 1, -1, -1):
+            first[row].addcmul_(first[row + 1], goes_on[row])
         return grad
 
 

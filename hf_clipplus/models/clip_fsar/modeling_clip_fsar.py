@@ -36,8 +36,9 @@ class CLIPFSARTemporalTransformer(nn.Module):
         tokens = frames if text is None else torch.cat([frames, text.unsqueeze(-2).to(frames.dtype)], dim=-2)
         leading = tokens.shape[:-2]
         tokens = tokens.flatten(0, -3)
-        for layer in self.layers:
-            tokens = layer(tokens)
+        for number, layer in enumerate(self.layers, start=1):
+            drops = text is not None and number == len(self.layers)  # what the last layer makes of the text is not used
+            tokens = layer(tokens[:, :-1], tokens) if drops else layer(tokens)
         return tokens.unflatten(0, leading)[..., : frames.shape[-2], :]
 
 
