@@ -80,17 +80,12 @@ def otam(distances: Tensor, *, lam: float = 0.5, both_directions: bool = True) -
         raise ValueError(f"expected distances [..., L, M] with at least one frame each, got {list(distances.shape)}.")
     if not lam > 0:
         raise ValueError(f"lam must be above 0, got {lam}.")
-    pairs, rows, columns = distances.shape[:-2], *distances.shape[-2:]
-    affinities = (_at_least_float32(distances) / -lam).reshape(-1, rows, columns).permute(2, 1, 0)  # [M, L, pairs]
-    if not both_directions:
-        scores = _SoftAlignment.apply(affinities.contiguous())
-    elif rows == columns:
-        both = torch.cat([affinities, affinities.transpose(0, 1)], dim=2)
-        scores = _SoftAlignment.apply(both).unflatten(0, (2, -1)).sum(0)
+    flat = _at_least_float32(distances).reshape(-1, *distances.shape[-2:])
+    if both_directions and flat.shape[1] != flat.shape[2]:
+        found = _SoftAlignment.apply(flat, lam, False) + _SoftAlignment.apply(flat.transpose(1, 2), lam, False)
     else:
-        scores = _SoftAlignment.apply(affinities.contiguous())
-        scores = scores + _SoftAlignment.apply(affinities.transpose(0, 1).contiguous())
-    return (-lam * scores).reshape(pairs)
+        found = _SoftAlignment.apply(flat, lam, both_directions)
+    return found.reshape(distances.shape[:-2])
 
 
 def otam_path(distances: Tensor, *, lam: float = 0.5, both_directions: bool = True) -> Tensor:
@@ -230,36 +225,40 @@ def trx_distances(
 
 
 class _SoftAlignment(torch.autograd.Function):
-    """Log-score of all monotone paths, one direction; see `otam`.
+    """The soft minimum over all monotone paths, of one direction or (of square matrices) of both; see `otam`.
 
     Written out because autograd's graph of the recurrence costs several times the numbers in it.
     """
 
     @staticmethod
-    def forward(ctx, affinities: Tensor) -> Tensor:  # [M, L, pairs] -> [pairs]
-        columns, rows, pairs = affinities.shape
-        table = affinities.new_empty(columns, rows + 1, pairs)
+    def forward(ctx, distances: Tensor, lam: float, both: bool) -> Tensor:  # [pairs, L, M] -> [pairs]
+        pairs, rows, columns = distances.shape
+        table = distances.new_empty(columns, rows + 1, 2 * pairs if both else pairs)
         table[:, 0] = -torch.inf  # a row above the first, which nothing comes from
-        first, added, log_two = table[0].unbind(), affinities[0].unbind(), affinities.new_tensor(_LOG_TWO)
-        first[1].copy_(added[0])
+        torch.div(distances.permute(2, 1, 0), -lam, out=table[:, 1:, :pairs])
+        if both:
+            torch.div(distances.permute(1, 2, 0), -lam, out=table[:, 1:, pairs:])
+        first, log_two = table[0, 1:].unbind(), table.new_tensor(_LOG_TWO)
         for row in range(1, rows):
-            torch.logaddexp(first[row], log_two, out=first[row + 1]).add_(added[row])
-        above, same, added = table[:, :-1].unbind(), table[:, 1:].unbind(), affinities.unbind()
+            first[row].add_(torch.logaddexp(first[row - 1], log_two))
+        above, same = table[:, :-1].unbind(), table[:, 1:].unbind()
         for column in range(1, columns):
-            torch.logaddexp(above[column - 1], same[column - 1], out=same[column]).add_(added[column])
-        last = table[-1, 1:]
-        score = torch.logsumexp(torch.cat([last, last[:-1]]), dim=0)
-        ctx.save_for_backward(table, score)
-        return score
+            same[column].add_(torch.logaddexp(above[column - 1], same[column - 1]))
+        highest = same[-1].amax(0)
+        share = (same[-1] - highest).exp_()
+        share[:-1] *= 2
+        total = share.sum(0)
+        ctx.both = both
+        ctx.save_for_backward(table, share.div_(total))
+        score = total.log_().add_(highest).mul_(-lam)
+        return score[:pairs] + score[pairs:] if both else score
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_score: Tensor) -> Tensor:
-        table, score = ctx.saved_tensors
+    def backward(ctx, grad_score: Tensor) -> tuple[Tensor, None, None]:
+        table, share = ctx.saved_tensors
         grad = torch.empty_like(table[:, 1:])
-        grad[-1] = torch.exp(table[-1, 1:] - score) * 2
-        grad[-1, -1] /= 2
-        grad[-1] *= grad_score
+        torch.mul(share, grad_score.repeat(2) if ctx.both else grad_score, out=grad[-1])
         stays = torch.sigmoid(table[:-1, 1:] - table[:-1, :-1])  # share that came from the same row, not from above
         leaves = (1 - stays[:, 1:]).unbind()
         of_row, of_next, stays, columns = grad[:, :-1].unbind(), grad[:, 1:].unbind(), stays.unbind(), grad.unbind()
@@ -270,7 +269,10 @@ class _SoftAlignment(torch.autograd.Function):
         first = grad[0].unbind()
         for row in range(len(goes_on) - 1, -1, -1):
             first[row].addcmul_(first[row + 1], goes_on[row])
-        return grad
+        if not ctx.both:
+            return grad.permute(2, 1, 0), None, None
+        one, other = grad.chunk(2, dim=2)
+        return one.permute(2, 1, 0) + other.permute(2, 0, 1), None, None
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
