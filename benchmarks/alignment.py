@@ -29,6 +29,7 @@ from hf_clipplus.ops.alignment import frame_distances, otam, sinusoidal_position
 
 QUERIES, PROTOTYPES = 25, 5
 CLASSES, VIDEOS_PER_CLASS = 24, 100
+SHORTEST = 0.1  # seconds of a timing
 
 
 def clock() -> float:
@@ -43,9 +44,14 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compare(ours: Callable, theirs: Callable, rounds: int) -> dict[str, float]:
-    """Median seconds of both, in turns, and the median of the ratios theirs / ours."""
+    """Median seconds of both, in turns, and the median of the ratios theirs / ours; short runs are repeated."""
     ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    repeats = [max(1, round(SHORTEST / seconds(run))) for run in (ours, theirs)]
+
+    def mean(run: Callable, count: int) -> float:
+        return seconds(lambda: [run() for _ in range(count)]) / count
+
+    pairs = [(mean(ours, repeats[0]), mean(theirs, repeats[1])) for _ in range(rounds)]
     return {
         "ours": statistics.median(a for a, _ in pairs),
         "reference": statistics.median(b for _, b in pairs),
