@@ -37,8 +37,8 @@ class CLIPFSARTemporalTransformer(nn.Module):
         leading = tokens.shape[:-2]
         tokens = tokens.flatten(0, -3)
         for number, layer in enumerate(self.layers, start=1):
-            drops = text is not None and number == len(self.layers)  # what the last layer makes of the text is not used
-            tokens = layer(tokens[:, :-1], tokens) if drops else layer(tokens)
+            last = text is not None and number == len(self.layers)  # what it would make of the text is not used
+            tokens = layer(tokens[:, :-1], tokens) if last else layer(tokens)
         return tokens.unflatten(0, leading)[..., : frames.shape[-2], :]
 
 
