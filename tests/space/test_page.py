@@ -124,10 +124,10 @@ def test_a_picture_of_ones_own_is_named_within_two_seconds(page, made):
     started = time.monotonic()
     panel.get_by_role("button", name="Find the word").click()
     assert answer(panel).startswith("flower fits best of your 2 words")
-    others = max(
-        1.0, os.getloadavg()[0] / os.cpu_count()
-    )  # a machine that has more to do than cores is as much slower
-    assert time.monotonic() - started < 2 * others
+    seconds = time.monotonic() - started
+    busy = max(1.0, os.getloadavg()[0] / os.cpu_count())  # a machine with more to do than cores is as much slower
+    print(f"first answer after {seconds:.2f} s, load {busy:.1f} times the cores")
+    assert seconds < 2 * busy
     assert panel.locator("[data-testid=flower-confidence-set]").count() == 1
 
 
