@@ -25,9 +25,14 @@ assert processor_class_from_name("FFFProcessor").from_pretrained.__self__ is FFF
     "first",
     [
         "import hf_clipplus, transformers.modeling_utils",  # loads AutoConfig while it is itself half loaded
-        "import transformers.pipelines, hf_clipplus",
-        "from hf_clipplus.models.fff.configuration_fff import FFFConfig",
-        "import hf_clipplus; from transformers import pipeline",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in (
+                "import transformers.pipelines, hf_clipplus",
+                "from hf_clipplus.models.fff.configuration_fff import FFFConfig",
+                "import hf_clipplus; from transformers import pipeline",
+            )
+        ),
     ],
 )
 def test_any_order_of_imports(first):

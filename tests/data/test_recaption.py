@@ -207,6 +207,7 @@ def test_streaming_source_and_paths(models, pictures, tmp_path):
         recaption(results["bytes"], captioner, tmp_path / "x", report=report, keep_image="path")
 
 
+@pytest.mark.slow
 def test_script_stops_resumes_and_shares_the_work(models, pictures, tmp_path):
     """Interrupted, resumed and split over two processes, the script writes what one run writes."""
     arguments = ["--source", pictures, "--model", models["save_blip"], "--captions_per_image", "3"]

@@ -41,6 +41,7 @@ def test_example_and_what_it_saved(tmp_path):
     assert run(["-c", FRESH], folder).split()[-1] == "24"
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path):
     run(["benchmarks/ape.py"], "--quick", "--output", tmp_path / "ape.json")
     found = json.loads((tmp_path / "ape.json").read_text())

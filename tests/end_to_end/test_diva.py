@@ -33,6 +33,7 @@ def run(*command):
     return done
 
 
+@pytest.mark.slow
 def test_examples_and_what_they_saved(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import evaluate_mmvp

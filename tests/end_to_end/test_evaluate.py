@@ -57,6 +57,7 @@ def test_embedded_drawings_by_default(model_folder, tmp_path):
     assert found["clipart", "text_to_image_R@1"] < 0.1
 
 
+@pytest.mark.slow
 def test_folders_and_a_yaml_file(model_folder, tmp_path):
     folder = tmp_path / "squares"
     for index, colour in enumerate(COLOURS):

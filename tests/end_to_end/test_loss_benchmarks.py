@@ -51,6 +51,7 @@ def test_loss_benchmark_at_toy_size(tmp_path):
     assert result["extra_mib"]["dense"] > 16 > result["extra_mib"]["floor"] > 1  # 8 MiB: the N x C matrix; a tile: 2
 
 
+@pytest.mark.slow
 def test_step_benchmark_at_toy_size(tmp_path):
     results = run("fff_step.py", tmp_path / "step.json", "--batch", "4", "--captions", "2", "--pairs", "2")
     assert [len(result["ratios"]) for result in results] == [2]

@@ -130,6 +130,7 @@ def test_every_number_of_the_card_is_in_the_results(hub, trained):
     assert "_per_second" not in card
 
 
+@pytest.mark.slow
 def test_pushes_while_training_and_resuming(hub, trained):
     """Every checkpoint is pushed as a model; the local ones resume; the whole state goes up only when asked for."""
     draw = np.random.default_rng(0)

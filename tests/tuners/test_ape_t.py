@@ -116,6 +116,7 @@ def test_folder_and_every_way_to_load_it(base, support, pixels, tmp_path):
         assert torch.equal(native(pixels).logits, expected)
 
 
+@pytest.mark.slow
 def test_loading_in_a_fresh_process(base, support, tmp_path):
     trained(base, support, epochs=1).save_pretrained(tmp_path / "adapter")
     load = f"from transformers import AutoModel; print(type(AutoModel.from_pretrained({str(tmp_path / 'adapter')!r})))"
