@@ -127,8 +127,8 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             )
         leading = pixel_values.shape[:-3]
         frames = pixel_values.flatten(0, -4)
-        if not kwargs and can_pool(self.config, self.config.vision_config):
-            kwargs = {"pooled_positions": first_positions(frames)}
+        if can_pool(self.config, self.config.vision_config) and not any(name.startswith("output_") for name in kwargs):
+            kwargs["pooled_positions"] = first_positions(frames)
         return self.visual_projection(self.vision_model(frames, **kwargs).pooler_output).unflatten(0, leading)
 
     def encode_classes(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

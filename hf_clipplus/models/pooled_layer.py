@@ -8,7 +8,7 @@ sixth; of a tower of twelve layers that is 7%, of a tower of one layer most of i
 import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, eager_attention_forward
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, eager_attention_forward
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 CLIP_TOWERS = ("clip_text_model", "clip_vision_model")
@@ -35,31 +35,49 @@ class CLIPPooledEncoderLayer(CLIPEncoderLayer):
         """
         if pooled_positions is None:
             return super().forward(hidden_states, attention_mask, is_causal=is_causal, **kwargs)
-        attention, (batch, length, _) = self.self_attn, hidden_states.shape
-        place = (torch.arange(batch, device=hidden_states.device), pooled_positions)
-        if attention_mask is not None:
-            attention_mask = attention_mask.expand(batch, -1, -1, -1)[place[0], :, pooled_positions][:, :, None]
-        elif is_causal:
-            seen = torch.arange(length, device=hidden_states.device) <= pooled_positions[:, None]
-            attention_mask = seen[:, None, None]
-
-        normed = self.layer_norm1(hidden_states)
-        query, key, value = (
-            projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-            for projected in (
-                attention.q_proj(normed[place][:, None]),
-                attention.k_proj(normed),
-                attention.v_proj(normed),
-            )
+        found = attend_at(
+            self.self_attn, self.layer_norm1(hidden_states), pooled_positions, attention_mask, is_causal=is_causal
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-        dropout = attention.dropout if self.training else 0.0
-        found, _ = attend(
-            attention, query, key, value, attention_mask, scaling=attention.scale, dropout=dropout, is_causal=False
-        )
-        pooled = hidden_states[place] + attention.out_proj(found.flatten(1))
+        place = (torch.arange(len(found), device=found.device), pooled_positions)
+        pooled = hidden_states[place] + found
         pooled = pooled + self.mlp(self.layer_norm2(pooled))
         return pooled.new_zeros(hidden_states.shape).index_put(place, pooled)
+
+
+def attend_at(
+    attention: CLIPAttention,
+    normed: torch.Tensor,
+    positions: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """What a layer's attention gives at one position of each row, `[B, C]`.
+
+    Args:
+        attention: of the layer.
+        normed: `[B, L, C]`, all positions, which are looked at.
+        positions: `[B]` int64.
+        attention_mask: None, or `[B or 1, 1, L, L]`, added to the scores (or bool).
+        is_causal: whether a position sees none after it, where there is no mask that says so.
+    """
+    batch, length, _ = normed.shape
+    place = (torch.arange(batch, device=normed.device), positions)
+    if attention_mask is not None:
+        attention_mask = attention_mask.expand(batch, -1, -1, -1)[place[0], :, positions][:, :, None]
+    elif is_causal:
+        seen = torch.arange(length, device=normed.device) <= positions[:, None]
+        attention_mask = seen[:, None, None]
+    query, key, value = (
+        projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        for projected in (attention.q_proj(normed[place][:, None]), attention.k_proj(normed), attention.v_proj(normed))
+    )
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    dropout = attention.dropout if attention.training else 0.0
+    found, _ = attend(
+        attention, query, key, value, attention_mask, scaling=attention.scale, dropout=dropout, is_causal=False
+    )
+    return attention.out_proj(found.flatten(1))
 
 
 def allow_pooling(tower: torch.nn.Module) -> None:

@@ -84,11 +84,11 @@ def local_adaptation(tokens: Tensor, attend: Function, norm: Function, adapter: 
 
     Args:
         tokens: `[B, L, D]`.
-        attend, norm: MSA and LN1 of the layer.
+        attend, norm: MSA and LN1 of the layer; MSA may give the first tokens only, and then so does this.
         adapter: A_S; None leaves it out.
     """
     attended = attend(norm(tokens))
-    found = tokens + attended
+    found = tokens[:, : attended.shape[1]] + attended
     return found if adapter is None else found + bottleneck(attended, adapter)
 
 

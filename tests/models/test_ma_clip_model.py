@@ -104,6 +104,29 @@ def test_a_clip_checkpoint_loads_and_only_the_head_is_new(tower_configs, tmp_pat
     assert not any(each.requires_grad for name, each in model.named_parameters() if "prototype" not in name)
 
 
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("layers", [None, [0], [1]])
+def test_the_last_layer_for_the_class_token_alone_gives_the_features_and_gradients_of_the_whole(
+    original, owned, layers
+):
+    torch.manual_seed(0)
+    model = stirred(attach_ma_clip(copy.deepcopy(original).double(), layers=layers))
+    model = export_ma_clip(model) if owned else model
+    pixels, has_text = torch.randn(3, 3, 3, 24, 24).double(), torch.tensor([True, False, True])
+    texts, seen, found = torch.randn(3, original.config.projection_dim).double(), [], []
+    for layer in model.vision_model.encoder.layers:
+        layer = getattr(layer, "base_layer", layer)
+        layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1] if args[0].ndim == 3 else 1))
+    for wanted in ({}, {"output_hidden_states": True}):
+        model.zero_grad()
+        features = model.frame_features(pixels, texts, has_text=has_text, **wanted)
+        (features**3).sum().backward()
+        found.append([features, *(each.grad.clone() for each in model.parameters() if each.grad is not None)])
+    assert seen == [10, 1, 10, 10]
+    for pooled, whole in zip(*found, strict=True):
+        torch.testing.assert_close(pooled, whole, rtol=1e-8, atol=1e-11)
+
+
 # episodes
 
 

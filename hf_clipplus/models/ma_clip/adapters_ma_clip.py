@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
@@ -22,6 +23,8 @@ from hf_clipplus.ops.multimodal_adapters import (
     local_adaptation,
     with_extra_tokens,
 )
+
+from ..pooled_layer import CLIPPooledEncoderLayer, attend_at
 
 ADAPTATIONS = ("temporal", "local", "joint")
 STD = 0.02  # of what does not start at 0 (AIM's code)
@@ -169,6 +172,7 @@ def adapted_forward(
     num_frames: int | None,
     text_tokens: Tensor | None,
     has_text: Tensor | None,
+    pooled_positions: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """One layer of MA-CLIP: the frozen layer's own parts, with adapters.
@@ -182,6 +186,7 @@ def adapted_forward(
         num_frames: T; None takes the settings'.
         text_tokens: `[V, C]`, class text features; None in the query branch.
         has_text: `[V]` bool, videos that may see theirs; None for all.
+        pooled_positions: `[V T]` zeros: only the class token is wanted, every other token of the result is 0.
         kwargs: of the attention.
 
     Raises:
@@ -216,10 +221,16 @@ def adapted_forward(
     extended = with_extra_tokens(tokens, x_ta, text)
     if text is not None and has_text is not None:
         mask = hide_text(has_text, frames, extended.shape[1], extended.dtype)
-    extended = local_adaptation(extended, attend, layer.layer_norm1, pairs.get("local"))
+
+    def attend_from_class_token(values: Tensor) -> Tensor:
+        return attend_at(layer.self_attn, values, pooled_positions, mask)[:, None]
+
+    attend_locally = attend if pooled_positions is None else attend_from_class_token
+    extended = local_adaptation(extended, attend_locally, layer.layer_norm1, pairs.get("local"))
     selected = extended[:, : hidden_states.shape[1]]
     scale = settings.joint_scale
-    return joint_adaptation(selected, layer.mlp, layer.layer_norm2, pairs.get("joint"), scale=scale, keep=keep_joint)
+    found = joint_adaptation(selected, layer.mlp, layer.layer_norm2, pairs.get("joint"), scale=scale, keep=keep_joint)
+    return F.pad(found, (0, 0, 0, hidden_states.shape[1] - found.shape[1]))
 
 
 def add_frame_embedding(hidden_states: Tensor, embedding: Tensor) -> Tensor:
@@ -233,6 +244,7 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
 
     settings: AdapterSettings
     drop_rate: float
+    may_pool: bool  # the last layer, see `models.pooled_layer`
     text_owner: "list[AdaptedEncoderLayer]"  # in a list, so that it is no submodule
     is_adapted = True
 
@@ -248,6 +260,7 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
         num_frames: int | None = None,
         text_tokens: Tensor | None = None,
         has_text: Tensor | None = None,
+        pooled_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         linears = dict(self.adapters.items())
@@ -262,6 +275,7 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
             num_frames=num_frames,
             text_tokens=text_tokens,
             has_text=has_text,
+            pooled_positions=pooled_positions if self.may_pool else None,
             **kwargs,
         )
 
@@ -280,6 +294,7 @@ def adapt_tower(tower: nn.Module, settings: AdapterSettings) -> None:
     chosen = settings.adapted(len(layers))
     for number in chosen:
         layer = layers[number]
+        layer.may_pool = isinstance(layer, CLIPPooledEncoderLayer)
         layer.__class__ = AdaptedEncoderLayer
         layer.adapters = nn.ModuleDict(linear_layers(settings, dim, number, len(layers)))
         layer.settings, layer.drop_rate = settings, settings.drop_rate(number, len(layers))

@@ -12,6 +12,7 @@ from hf_clipplus.models.ma_clip.adapters_ma_clip import (
     add_frame_embedding,
     linear_layers,
 )
+from hf_clipplus.models.pooled_layer import CLIPPooledEncoderLayer
 from hf_clipplus.tuners.base import UnmergeableLayer
 
 from .config import MACLIPAdapterConfig
@@ -90,13 +91,15 @@ class MACLIPLayer(CLIPEncoderLayer, MACLIPPart):
         num_frames: int | None = None,
         text_tokens: Tensor | None = None,
         has_text: Tensor | None = None,
+        pooled_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """See `adapted_forward`; what is about videos is dropped when no adapter is active."""
         name = self._active()
+        if isinstance(self.base_layer, CLIPPooledEncoderLayer):  # the last layer of the zoo's towers
+            kwargs["pooled_positions"] = pooled_positions
         if name is None:  # forward, not the call: hooks and checkpointing are this layer's
             return self.base_layer.forward(hidden_states, attention_mask, **kwargs)
-        kwargs.pop("pooled_positions", None)  # of the zoo's last layers, which may leave out the other tokens
         linears = {each: getattr(self, PREFIX + each) for each in LINEARS}
         linears = {each: container[name] for each, container in linears.items() if name in container}
         if name in self.text_owners:
