@@ -15,8 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from hf_clipplus.ops.position import KEPT, RATIO, stretch_positions
@@ -54,7 +53,8 @@ class DualEncoderOutput(ModelOutput):
 
     Args:
         loss: scalar, when `return_loss`.
-        logits_per_image: `[N, C]`, scaled cosines; only without a loss.
+        logits_per_image: `[N, C]`, scaled cosines plus the bias, for a loss that has one; only without a loss or with
+            `return_logits`.
         logits_per_text: its transpose.
         text_embeds: `[C, D]`, L2-normalised.
         image_embeds: `[N, D]`, L2-normalised.
@@ -128,7 +128,7 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
 
 
 class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
-    """Two towers into one space. A variant adds `contrast(embeddings, **targets)`, the second public step.
+    """Two towers into one space. A variant with a loss overrides `contrast`, the second public step.
 
     Class attributes:
         output_class: what `forward` returns.
@@ -278,21 +278,23 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         segment_owner: torch.Tensor | None = None,
-        caption_owner: torch.Tensor | None = None,
         return_loss: bool | None = None,
+        return_logits: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> DualEncoderOutput:
         """Embed a batch and, when asked, compute the loss over the batches of all processes.
 
         Args:
             pixel_values: `[N, 3, H, W]`.
-            input_ids, attention_mask: `[C, L]`; for the loss the captions of the images, in their order.
+            input_ids, attention_mask, position_ids: `[C, L]`; for the loss the captions of the images.
             segment_owner: `[C]`, when the rows are segments of texts, see `encode_text_segments`.
-            caption_owner: see `contrast`.
             return_loss: compute the loss.
+            return_logits: give `logits_per_image` beside the loss (N x C numbers); default: only without a loss.
             interpolate_pos_encoding: accept another image size than the configured one.
+            kwargs: `output_...` of the towers; everything else is a target of `contrast`, which says what it takes.
         """
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("output_")}
         embeddings = self.embed(
             pixel_values,
             input_ids,
@@ -300,18 +302,32 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
             position_ids,
             segment_owner=segment_owner,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            **{key: value for key, value in kwargs.items() if key.startswith("output_")},
+            **options,
         )
         output = dict(embeddings)
         complete = pixel_values is not None and input_ids is not None
         if return_loss:
             if not complete:
                 raise ValueError("return_loss=True needs both pixel_values and input_ids.")
-            output |= self.contrast(embeddings, caption_owner=caption_owner)
-        elif complete:
+            output |= self.contrast(embeddings, **kwargs)
+        if complete and (return_logits or (return_logits is None and not return_loss)):
             logits = self.similarity_logits(embeddings.image_embeds, embeddings.text_embeds)
+            if self.adds_logit_bias:
+                logits = logits + self.logit_bias.to(logits.dtype)
             output["logits_per_image"], output["logits_per_text"] = logits, logits.T
         return self.output_class(**output)
+
+    def contrast(self, embeddings: DualEncoderEmbeddings, **targets) -> dict[str, torch.Tensor]:
+        """Second public step, of a variant with a loss: embeddings to `loss` and `statistics`.
+
+        Args:
+            embeddings: `image_embeds [N, D]` and `text_embeds [C, D]` of this process.
+            targets: what the variant learns from beside the images and texts, by name.
+
+        Raises:
+            ValueError: this model has no contrastive loss.
+        """
+        raise ValueError(f"{type(self).__name__} has no contrastive loss: return_loss=True asks for one.")
 
     @torch.no_grad()
     def extend_context(self, *, kept: int = KEPT, ratio: int = RATIO) -> int:
@@ -342,6 +358,11 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
     def similarity_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """`[N, C]` scaled cosines without the bias; the full matrix, so for inference and small batches."""
         return self.logit_scale.exp().to(image_embeds.dtype) * image_embeds @ text_embeds.T.to(image_embeds.device)
+
+    @property
+    def adds_logit_bias(self) -> bool:
+        """Whether `logit_bias` is part of the logits."""
+        return self.logit_bias is not None
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float = 100.0) -> None:

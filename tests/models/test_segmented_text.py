@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_clipplus import DreamLIPConfig, DreamLIPModel, FFFConfig, FFFModel, LongCLIPConfig, LongCLIPModel
+from hf_clipplus import (
+    DIVAConfig,
+    DIVAModel,
+    DreamLIPConfig,
+    DreamLIPModel,
+    FFFConfig,
+    FFFModel,
+    LongCLIPConfig,
+    LongCLIPModel,
+)
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 from hf_clipplus.ops.sentences import split_sentences
 from hf_clipplus.training.scratch import train_tokenizer
@@ -79,6 +88,20 @@ def test_a_long_text_is_the_mean_of_its_segments(model, processor):
         torch.testing.assert_close(found.text_embeds[number], F.normalize(own.mean(0), dim=0))
     assert found.segment_mask.sum() == len(each)
     assert (found.segment_embeds[~found.segment_mask] == 0).all()
+
+
+@pytest.mark.parametrize(("config_class", "model_class"), [(FFFConfig, FFFModel), (DIVAConfig, DIVAModel)])
+def test_forward_takes_texts_in_segments(config_class, model_class, tower_configs, processor, seeded):
+    model, images = model_class(config_class(**tower_configs)).eval(), torch.randn(2, 3, 24, 24)
+    batch = processor(text=[SHORT[0], STORY], text_mode="segmented", return_tensors="pt")
+    found = model(images, **batch)
+    torch.testing.assert_close(found.text_embeds, model.encode_text(**batch))
+    assert found.logits_per_image.shape == (2, 2)
+    if model_class is DIVAModel:
+        with pytest.raises(ValueError, match="DIVAModel has no contrastive loss"):
+            model(images, **batch, return_loss=True)
+    else:
+        assert model(images, **batch, return_loss=True).positives.tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("pooling", ["length", "attention"])

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel
+from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
 from hf_clipplus.ops.diffusion_feedback import (
     OFFICIAL_EMBEDDINGS,
     average_pools,
@@ -22,26 +20,11 @@ from .configuration_diva import DIVAConfig
 
 
 @dataclass
-class DIVAOutput(ModelOutput):
-    """What `DIVAModel` returns.
+class DIVAOutput(DualEncoderOutput):
+    """What `DIVAModel` returns: the outputs of every dual encoder, without a loss; the bias is 0 for CLIP.
 
-    Args:
-        logits_per_image: `[N, C]`, scaled cosines plus the bias (0 for CLIP).
-        logits_per_text: its transpose.
-        text_embeds: `[C, D]`, L2-normalised.
-        image_embeds: `[N, D]`, L2-normalised but for `embedding="official"` with the rule "dfn378".
-        text_model_output, vision_model_output: outputs of the towers.
+    With `embedding="official"` and the rule "dfn378" `image_embeds` are not L2-normalised.
     """
-
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class DIVAModel(DualEncoderModel):
@@ -64,6 +47,7 @@ class DIVAModel(DualEncoderModel):
 
     config_class = DIVAConfig
     config: DIVAConfig
+    output_class = DIVAOutput
     _keys_to_ignore_on_load_unexpected = [r"^visual_proj\."]  # the projector, of use in training only
 
     @can_return_tuple
@@ -127,38 +111,6 @@ class DIVAModel(DualEncoderModel):
             count = random_patch_count(config.recap, patches.shape[1], k=config.recap_k, ratio=config.recap_ratio)
             patch_indices = draw_patches(len(patches), count, patches.shape[1], generator)
         return self._project(outputs, self._normed(take_patches(patches, patch_indices)))
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> DIVAOutput:
-        """Embed a batch, as `CLIPModel` does; either side may be left out.
-
-        Args:
-            pixel_values: `[N, 3, H, W]`.
-            input_ids, attention_mask, position_ids: `[C, L]`.
-            interpolate_pos_encoding: accept another image size than the configured one.
-        """
-        embeddings = self.embed(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            position_ids,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **{key: value for key, value in kwargs.items() if key.startswith("output_")},
-        )
-        output = dict(embeddings)
-        if pixel_values is not None and input_ids is not None:
-            logits = self.similarity_logits(embeddings.image_embeds, embeddings.text_embeds)
-            logits = logits + self.logit_bias.to(logits.dtype)
-            output["logits_per_image"], output["logits_per_text"] = logits, logits.T
-        return DIVAOutput(**output)
 
     def embed(self, pixel_values: torch.Tensor | None = None, *args, **kwargs) -> DualEncoderEmbeddings:
         found = super().embed(pixel_values, *args, **kwargs)

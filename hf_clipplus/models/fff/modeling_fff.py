@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import logging
 
-from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel
+from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
 from hf_clipplus.ops.contrastive import logit_statistics, sigmoid_loss, softmax_loss
 from hf_clipplus.ops.distributed import all_gather_ragged, gather_integers, gather_sizes, rank
 from hf_clipplus.ops.positives import Positives, default_owners, mine_positives, positives_from_ids
@@ -21,34 +18,17 @@ SUSPICIOUS_MINED_SHARE = 0.05
 
 
 @dataclass
-class FFFOutput(ModelOutput):
-    """What `FFFModel` returns.
+class FFFOutput(DualEncoderOutput):
+    """What `FFFModel` returns beside the outputs of every dual encoder.
+
+    `statistics` are `positive_logit`, `negative_logit`, and per image `mined`, `mined_image_text`,
+    `mined_image_image`, `mined_text_text`.
 
     Args:
-        loss: scalar, when `return_loss`.
-        logits_per_image: `[N, C]`, scaled cosines (plus the bias for the sigmoid loss); only without a loss or when
-            `return_logits`.
-        logits_per_text: its transpose.
-        text_embeds: `[C, D]`, L2-normalised.
-        image_embeds: `[N, D]`, L2-normalised.
-        text_model_output, vision_model_output: outputs of the towers.
         positives: `[2, P]` int64, (own image, caption numbered over all ranks) of every positive pair of the loss.
-        statistics: scalars to log: `positive_logit`, `negative_logit`, and per image `mined`, `mined_image_text`,
-            `mined_image_image`, `mined_text_text`.
     """
 
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
     positives: torch.Tensor | None = None
-    statistics: dict[str, torch.Tensor] | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class FFFModel(DualEncoderModel):
@@ -69,68 +49,11 @@ class FFFModel(DualEncoderModel):
 
     config_class = FFFConfig
     config: FFFConfig
+    output_class = FFFOutput
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        caption_owner: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        caption_ids: torch.Tensor | None = None,
-        mining_image_features: torch.Tensor | None = None,
-        mining_text_features: torch.Tensor | None = None,
-        positives: torch.Tensor | None = None,
-        mine_online: bool | None = None,
-        return_loss: bool | None = None,
-        return_logits: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FFFOutput:
-        """Embed a batch and, when asked, compute the loss over the batches of all processes.
-
-        Args:
-            pixel_values: `[N, 3, H, W]`.
-            input_ids, attention_mask: `[C, L]`, captions of all images, in any order.
-            caption_owner, image_ids, caption_ids, mining_image_features, mining_text_features, positives, mine_online:
-                see `contrast`.
-            return_loss: compute the loss.
-            return_logits: give `logits_per_image` beside the loss (N x C numbers); default: only without a loss.
-            interpolate_pos_encoding: accept another image size than the configured one.
-        """
-        embeddings = self.embed(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            position_ids,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **{key: value for key, value in kwargs.items() if key.startswith("output_")},
-        )
-        output = dict(embeddings)
-        complete = pixel_values is not None and input_ids is not None
-        if return_loss:
-            if not complete:
-                raise ValueError("return_loss=True needs both pixel_values and input_ids.")
-            output.update(
-                self.contrast(
-                    embeddings,
-                    caption_owner=caption_owner,
-                    image_ids=image_ids,
-                    caption_ids=caption_ids,
-                    mining_image_features=mining_image_features,
-                    mining_text_features=mining_text_features,
-                    positives=positives,
-                    mine_online=mine_online,
-                )
-            )
-        if complete and (return_logits or (return_logits is None and not return_loss)):
-            logits = self.similarity_logits(embeddings.image_embeds, embeddings.text_embeds)
-            if self.config.contrastive_loss == "sigmoid":
-                logits = logits + self.logit_bias.to(logits.dtype)
-            output["logits_per_image"], output["logits_per_text"] = logits, logits.T
-        return FFFOutput(**output)
+    @property
+    def adds_logit_bias(self) -> bool:
+        return self.config.contrastive_loss == "sigmoid"
 
     def contrast(
         self,
@@ -192,7 +115,7 @@ class FFFModel(DualEncoderModel):
         else:
             options["normalizer"] = self.config.loss_normalizer
             loss = sigmoid_loss(images, texts, pairs, self.logit_scale, self.logit_bias, **options)
-        bias = self.logit_bias.detach().reshape(()) if self.config.contrastive_loss == "sigmoid" else 0.0
+        bias = self.logit_bias.detach().reshape(()) if self.adds_logit_bias else 0.0
         statistics = logit_statistics(images, texts, pairs, self.logit_scale.reshape(()), bias) | mined
         return {"loss": loss, "positives": torch.stack([pairs.rows, pairs.cols]), "statistics": statistics}
 
