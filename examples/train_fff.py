@@ -13,6 +13,7 @@ The defaults for ViT-B on web data are the recipe of FFF's main baseline, ALIP (
 
 from dataclasses import dataclass
 
+import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
 from hf_clipplus.data.collators import contrastive_report
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     mining_model, mining_processor = None, None
     if model_args.mining_features == "frozen_model":
-        mining_model = AutoModel.from_pretrained(model_args.mining_model_name)
+        mining_model = AutoModel.from_pretrained(model_args.mining_model_name, dtype=torch.float32)
         mining_processor = AutoProcessor.from_pretrained(model_args.mining_model_name)
     collator = build_collator(processor, model_args, data_args, args.seed, report, mining_processor=mining_processor)
     if bias_is_open and args.bias_init == "auto" and model.config.contrastive_loss == "sigmoid":

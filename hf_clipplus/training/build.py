@@ -22,6 +22,7 @@ from hf_clipplus.ops.distributed import rank, world_size
 from .arguments import PairDataArguments
 from .calibrate import set_auto_bias
 from .scratch import SIZES, build_fff, train_tokenizer
+from .start import load_to_train
 
 TOKENIZER_SAMPLE = 200_000
 BIAS_BATCHES = 4
@@ -122,12 +123,9 @@ def build_model(args: FFFModelArguments, data: PairDataArguments) -> tuple[FFFMo
         return *build_fff(args.model_size, tokenizer, **args.config()), True
     overrides = args.config()
     overrides.pop("logit_scale_init_value", None)  # the checkpoint's scale is kept
-    model, info = FFFModel.from_pretrained(args.model_name_or_path, output_loading_info=True, **overrides)
-    missing = sorted(set(info["missing_keys"]) - {"logit_bias"})
-    if missing:
-        raise ValueError(f"{args.model_name_or_path} lacks weights that would stay random: {missing[:5]}")
+    model, random = load_to_train(FFFModel, args.model_name_or_path, added=("logit_bias",), **overrides)
     stock = AutoProcessor.from_pretrained(args.model_name_or_path)
-    return model, FFFProcessor(stock.image_processor, stock.tokenizer), "logit_bias" in info["missing_keys"]
+    return model, FFFProcessor(stock.image_processor, stock.tokenizer), "logit_bias" in random
 
 
 def build_collator(

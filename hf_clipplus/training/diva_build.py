@@ -21,6 +21,7 @@ from hf_clipplus.models.diva.presets_diva import PRESETS, preset
 from hf_clipplus.models.diva.processing_diva import DIVAProcessor
 
 from .card import is_hub_id
+from .start import load_to_train
 
 ENCODER = Path(__file__).resolve().parents[2] / "examples" / "checkpoints" / "clipart-clip"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,12 +126,7 @@ def build_model(args: DIVAArguments, generator: DiffusionGenerator) -> tuple[DIV
     """
     name = args.model_name_or_path or preset(args.preset).model or str(ENCODER)
     config = args.config() | {"condition_dim": generator.condition_dim}
-    model, info = DIVAForDiffusionFeedback.from_pretrained(
-        name, output_loading_info=True, dtype=torch.float32, **config
-    )
-    added = {key for key in info["missing_keys"] if key.startswith("visual_proj.")} | {"logit_bias"}
-    if missing := sorted(set(info["missing_keys"]) - added):
-        raise ValueError(f"{name} lacks weights that would stay random: {missing[:5]}")
+    model, _ = load_to_train(DIVAForDiffusionFeedback, name, added=("visual_proj.", "logit_bias"), **config)
     model.attach_generator(generator)
     stock = AutoProcessor.from_pretrained(name)
     size = args.generator_image_size or generator.unet.config.sample_size * generator.vae_factor

@@ -27,6 +27,9 @@ class EvaluatingTrainer(PushingTrainer):
             `eval_<name>_<metric>`.
         report: what reading the data skipped; its summary is logged at the end.
         kwargs: of `Trainer`.
+
+    Raises:
+        ValueError: weights to be trained are float16: steps are lost in it, and activations overflow.
     """
 
     loss_is_scaled_for_ga = False
@@ -35,6 +38,14 @@ class EvaluatingTrainer(PushingTrainer):
         if evaluators and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = []  # Trainer wants one for any eval_strategy; the evaluators bring their own
         super().__init__(*trainer_args, **kwargs)
+        half = [
+            name for name, each in self.model.named_parameters() if each.requires_grad and each.dtype == torch.float16
+        ]
+        if half:
+            raise ValueError(
+                f"{len(half)} weights to be trained are float16 ({half[0]}, ...): load the model with "
+                "dtype=torch.float32, and give bf16=True or fp16=True for mixed precision."
+            )
         self.evaluators = list(evaluators)
         self._statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.add_callback(_Rounds(self, report))

@@ -17,6 +17,7 @@ from hf_clipplus.models.few_shot_video import FewShotVideoModel
 from hf_clipplus.models.video_processing import VideoFrameProcessor
 
 from .schedules import EpisodeSteps
+from .start import load_to_train
 
 EMBEDDED_ENCODER = "examples/checkpoints/clipart-clip"
 RESIZE_MARGIN = 256 / 224  # published side that frames are stretched to, over the crop
@@ -165,12 +166,10 @@ def starting_model(
     """
     found, config_class = AutoConfig.from_pretrained(name), model_class.config_class
     if found.model_type == config_class.model_type:
-        return model_class.from_pretrained(name, **fields), AutoProcessor.from_pretrained(name)
+        return load_to_train(model_class, name, added=own, **fields)[0], AutoProcessor.from_pretrained(name)
     towers = {side: getattr(found, side).to_dict() for side in ("text_config", "vision_config")}
     config = config_class(**towers, projection_dim=found.projection_dim, **fields)
-    model, info = model_class.from_pretrained(name, config=config, output_loading_info=True)
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(own)):
-        raise ValueError(f"{name} lacks weights of CLIP that would stay random: {missing[:5]}")
+    model, _ = load_to_train(model_class, name, added=own, config=config)
     side = model.config.vision_config.image_size
     frames = VideoFrameProcessor(
         resize=round(side * RESIZE_MARGIN) if stretched else side,
@@ -179,7 +178,7 @@ def starting_model(
         frame_sampling=frame_sampling,
         **_channels(name),
     )
-    return model.float(), processor_class(frames, AutoTokenizer.from_pretrained(name))
+    return model, processor_class(frames, AutoTokenizer.from_pretrained(name))
 
 
 LORA_TARGETS = r"vision_model\..*\.(q_proj|k_proj|v_proj|out_proj)"

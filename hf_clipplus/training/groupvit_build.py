@@ -25,6 +25,7 @@ from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcesso
 from .arguments import PairDataArguments
 from .build import EMBEDDED, TOKENIZER_SAMPLE, captions_of
 from .scratch import train_tokenizer, whiten_patches
+from .start import load_to_train
 
 # Fields of the two configurations, and the context; "tiny-vit" has the blocks of "tiny", not grouped. The published
 # standard deviation of 0.02 is for a width of 384; at 128 it leaves the assignment undecided all through a short run.
@@ -156,11 +157,9 @@ def build_model(
             whiten_patches(model, processor, (row["image"] for row in iterate(sample)))
         return model, processor
     if AutoConfig.from_pretrained(name).model_type == "groupvit":
-        model, _ = groupvit_from_transformers(name, **args.config())
+        model = groupvit_from_transformers(name, **args.config())[0].float()
     else:
-        model, info = GroupViTPlusModel.from_pretrained(name, output_loading_info=True, **args.config())
-        if missing := sorted(set(info["missing_keys"]) - {"multi_label_logit_scale"}):
-            raise ValueError(f"{name} lacks weights that would stay random: {missing[:5]}")
+        model, _ = load_to_train(GroupViTPlusModel, name, added=("multi_label_logit_scale",), **args.config())
     stock, side = AutoProcessor.from_pretrained(name), model.config.vision_config.image_size
     return model, GroupViTPlusProcessor.from_tokenizer(stock.tokenizer, image_size=side)
 

@@ -24,6 +24,7 @@ from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
 from . import scratch
 from .arguments import PairDataArguments
+from .start import load_to_train
 
 # layers, width and heads of the towers; image side and patch in pixels; width of the joint space
 SIZES = {
@@ -145,9 +146,7 @@ def start_model(
     """
     name = args.model_name_or_path
     if name is not None:
-        model, info = model_class.from_pretrained(name, output_loading_info=True, **config)
-        if missing := sorted(set(info["missing_keys"]) - set(added)):
-            raise ValueError(f"{name} lacks weights that would stay random: {missing[:5]}")
+        model, _ = load_to_train(model_class, name, added=added, **config)
         stock = AutoProcessor.from_pretrained(name)
         return model, processor_class(stock.image_processor, stock.tokenizer)
     if args.tokenizer_name is not None:

@@ -363,3 +363,13 @@ def test_stock_trainer_trains_and_evaluates_the_model(tmp_path):
     assert logged(stock) == logged(ours)
     assert all(torch.equal(value, weights(ours)[name]) for name, value in weights(stock).items())
     assert math.isfinite(stock.evaluate(stock.train_dataset)["eval_loss"])
+
+
+def test_half_precision_weights_are_not_trained(tmp_path):
+    trainer = tiny_run.make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"weights to be trained are float16 \(.*dtype=torch.float32"):
+        type(trainer)(trainer.model.half(), trainer.args)
+    trainer.model.requires_grad_(False)
+    trainer.model.logit_bias.data = trainer.model.logit_bias.data.float()
+    trainer.model.logit_bias.requires_grad_(True)
+    type(trainer)(trainer.model, trainer.args)  # a frozen part may be
