@@ -4,9 +4,9 @@
     python examples/compare_ma_clip.py --arms frozen_mean otam --seeds 0 --steps 100
 
 The arms: metrics; adapters against LoRA of the same size, full fine-tuning of the tower, and the prototype module on a
-frozen tower; each of the three adaptations, the text inside the tower, the prototype module and the text in the
-prediction left out; and frozen features without anything trained. Each is tested 1-shot and 5-shot (5-way), and on
-order-only episodes: all classes show the same frames in different orders. A run that is on disk with the same
+frozen tower; each of the three adaptations, the text inside the tower and the prototype module left out; the text in
+loss and prediction added; and frozen features without anything trained. Each is tested 1-shot and 5-shot (5-way),
+and on order-only episodes: all classes show the same frames in different orders. A run that is on disk with the same
 settings is not repeated, so that an interrupted comparison goes on, and two commands with different --seeds and one
 --output_dir share the work.
 """
@@ -35,7 +35,7 @@ ARMS = {
     "no_joint": Arm("without the joint adaptation", {"adaptations": ["temporal", "local"]}),
     "no_text_in_tower": Arm("without text in the local adaptation", {"text_in_local": False}),
     "no_prototype_module": Arm("without the prototype module", {"prototype_mode": "none"}),
-    "no_text_in_loss": Arm("without text in loss and prediction", {"alpha": 0.0}),
+    "text_in_loss": Arm("with text in loss and prediction", {"alpha": 0.5}),
     "frame_numbers": Arm("with a temporal embedding", {"temporal_embedding": True}),
 }
 
@@ -45,6 +45,8 @@ class CompareArguments(ComparisonArguments):
     """What is compared, and for how long."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Any of: {', '.join(ARMS)}."})
+    steps: int | None = field(default=400, metadata={"help": "Steps of each trained arm."})
+    episodes_per_step: int = field(default=1, metadata={"help": "Training episodes of a step."})
     output_dir: str = field(default="outputs/compare_ma_clip", metadata={"help": "Records, and table.md."})
 
 

@@ -25,7 +25,6 @@ from .few_shot_video_build import (
 from .run import run_once, step_seconds
 
 TRIAL_STEPS = 15
-EPISODES_PER_STEP = 4
 QUERIES = 3  # of a class in a training episode; CLIP-FSAR published 5
 METRICS = {
     "1-shot": "test_1_shot_accuracy",
@@ -58,6 +57,7 @@ class ComparisonArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     minutes: float = field(default=2.0, metadata={"help": "Training time of each trained arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each trained arm instead of a time."})
+    episodes_per_step: int = field(default=4, metadata={"help": "Training episodes of a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     clips_per_class: int = field(default=40, metadata={"help": "Clips of each action."})
     episodes: int = field(default=10_000, metadata={"help": "Episodes of a test."})
@@ -117,7 +117,7 @@ def run_arm(arm: Arm, seed: int, args: ComparisonArguments, build: Callable) -> 
             options = EpisodicTrainingArguments(
                 output_dir=str(Path(args.output_dir) / "checkpoints" / f"{arm.label}-{seed}"),
                 max_steps=steps,
-                per_device_train_batch_size=EPISODES_PER_STEP,
+                per_device_train_batch_size=args.episodes_per_step,
                 learning_rate=args.learning_rate,
                 weight_decay=1e-3,
                 lr_scheduler_type="cosine",
@@ -129,7 +129,7 @@ def run_arm(arm: Arm, seed: int, args: ComparisonArguments, build: Callable) -> 
                 report_to=[],
                 seed=seed,
             )
-            length = steps * EPISODES_PER_STEP
+            length = steps * args.episodes_per_step
             if frozen:
                 sampler = EpisodeSampler(train.labels, way=data.way, shots=data.shots, queries=data.queries, seed=seed)
                 episodes, collator = FeatureEpisodes(*encoded, sampler, length=length), feature_episode_batch

@@ -53,10 +53,16 @@ class MACLIPModelArguments:
     prototype_mode: str = field(
         default="cross", metadata={"help": "Prototype module: 'cross', 'concat_self', 'text_kv' or 'none'."}
     )
-    temporal_heads: int = field(default=5, metadata={"help": "Heads of the prototype module (8 for CLIP's 512)."})
-    temporal_ffn_dim: int = field(default=64, metadata={"help": "Its inner width (2048 for CLIP's 512)."})
+    temporal_heads: int = field(default=8, metadata={"help": "Heads of the prototype module."})
+    temporal_ffn_dim: int = field(default=256, metadata={"help": "Its inner width (2048 for CLIP's 512)."})
     trx_width: int = field(default=160, metadata={"help": "Width of TRX's layers (1152 for CLIP's 512)."})
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the texts in loss and prediction; tune on val."})
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the texts in loss and prediction; tune on val. None: 0.5, and for the embedded clips "
+            "0, which was best on their validation actions."
+        },
+    )
     inference_mode: str = field(default="combined", metadata={"help": "'combined', 'visual' or 'text'."})
     num_frames: int = field(default=8, metadata={"help": "Frames of a video."})
     adapter_ratio: float = field(default=0.25, metadata={"help": "Inner width of an adapter over the tower's."})
@@ -97,6 +103,8 @@ def build_ma_clip(
         OSError, ValueError: see `starting_model`.
     """
     fields = {name: getattr(args, name) for name in MODEL_FIELDS} | {"freeze_vision": args.fitting != "full"}
+    if args.alpha is None:
+        fields["alpha"] = 0.0 if data.dataset == EMBEDDED else 0.5
     return starting_model(
         MACLIPForFewShotVideoClassification,
         MACLIPProcessor,
