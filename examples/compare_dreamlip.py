@@ -32,9 +32,9 @@ from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.long_caption_build import SIZES, build_collator, build_from_nothing, scene_texts
+from hf_clipplus.training.long_caption_build import build_collator, scene_texts
 from hf_clipplus.training.run import run_once, step_seconds
-from hf_clipplus.training.scratch import train_tokenizer, whiten_patches
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, train_tokenizer, whiten_patches
 
 CAPTIONS = 7
 TRIAL_STEPS = 30
