@@ -31,8 +31,8 @@ from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.ops.contrastive import softmax_loss
 from hf_clipplus.ops.patch_groups import group_patches, softmax_tile_rows
-from hf_clipplus.training.long_caption_build import SIZES, build_from_nothing, scene_texts
-from hf_clipplus.training.scratch import train_tokenizer
+from hf_clipplus.training.long_caption_build import scene_texts
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, train_tokenizer
 
 
 def make_batch(processor: DreamLIPProcessor, images: int, captions: int, side: int) -> dict[str, torch.Tensor]:

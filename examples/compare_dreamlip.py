@@ -13,6 +13,7 @@ import copy
 import itertools
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.heat_map import heat_map_overlay
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
 from hf_clipplus.evaluation.scenes import scene_evaluators
-from hf_clipplus.evaluation.tables import runs_table
+from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.long_caption_build import SIZES, build_collator, build_from_nothing, scene_texts
-from hf_clipplus.training.run import run_once, step_seconds
-from hf_clipplus.training.scratch import train_tokenizer, whiten_patches
+from hf_clipplus.training.long_caption_build import build_collator, scene_texts
+from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, train_tokenizer, whiten_patches
 
 CAPTIONS = 7
 TRIAL_STEPS = 30
@@ -91,17 +92,10 @@ class CompareArguments:
     output_dir: str = field(default="outputs/compare_dreamlip", metadata={"help": "Models, heat maps, table.md."})
 
 
-def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """The scores of one arm on held-out scenes, read from `output_dir/<arm>-<seed>` if they are there."""
-    folder = Path(args.output_dir) / f"{name}-{seed}"
-    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    return run_once(folder / "scores.json", settings, lambda: train_arm(ARMS[name], seed, args, folder))
-
-
-def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict[str, float]:
+def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it with heat maps in `folder`, and return its scores on held-out scenes."""
     set_seed(seed)
-    facts, train_split = SIZES["scene"], "train" if args.split == "validation" else "train+validation"
+    arm, facts, train_split = ARMS[name], SIZES["scene"], "train" if args.split == "validation" else "train+validation"
     tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=facts["context"])
     losses = {"use_grouping_loss": arm.negatives is not None, "grouping_negatives": arm.negatives or "batch"}
     model, processor = build_from_nothing(DreamLIPModel, DreamLIPProcessor, "scene", tokenizer, **losses)
@@ -146,9 +140,7 @@ def scores_of(
     side, found = model.config.vision_config.image_size, {}
     by_summary, by_long_caption, pointing = scene_evaluators(args.split, image_size=side, length=args.scenes)
     for evaluator in (by_summary, by_long_caption):
-        for key, value in evaluator(model, processor).items():
-            prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
-            found[f"{prefix}{evaluator.name}_{metric}"] = value
+        found |= under_name(evaluator.name, evaluator(model, processor))
     found |= pointing(model, processor)
 
     def segmentation(split: str, threshold: float, length: int) -> dict[str, float]:
@@ -171,15 +163,7 @@ def draw(model: DreamLIPModel, processor: DreamLIPProcessor, rows: list[dict[str
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
-    for seed, name in itertools.product(args.seeds, args.arms):
-        print(f"== {ARMS[name].label}, seed {seed}", flush=True)
-        scores[name].append(run_arm(name, seed, args))
-    labelled = {ARMS[name].label: runs for name, runs in scores.items()}
-    table = runs_table(labelled, METRICS, {"steps": "steps", "minutes": "minutes"})
-    (Path(args.output_dir) / "table.md").write_text(table + "\n")
-    print(table)
-    return scores
+    return run_arms(ARMS, args, partial(train_arm, args), METRICS, {"steps": "steps", "minutes": "minutes"})
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ after training on long captions (with some of those sentences in front). Trained
 is on disk with the same settings is not trained again.
 """
 
-import itertools
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.data.sources import IndexedRows
 from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators
-from hf_clipplus.evaluation.tables import runs_table
+from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
 from hf_clipplus.ops.position import KEPT, RATIO
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import build_collator
-from hf_clipplus.training.run import run_once
+from hf_clipplus.training.run import run_arms
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,7 @@ class LongAndShort:
         return CaptionSelection([texts[kind] for kind in self.kinds], 0, 0)
 
 
-def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """The scores of one arm on held-out scenes, read from `output_dir/<arm>-<seed>` if they are there."""
-    folder = Path(args.output_dir) / f"{name}-{seed}"
-    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    return run_once(folder / "scores.json", settings, lambda: measure_arm(name, seed, args, folder))
-
-
-def measure_arm(name: str, seed: int, args: CompareArguments, folder: Path) -> dict[str, float]:
+def measure_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, if it is one that is trained, and measure it on held-out scenes."""
     set_seed(seed)
     model, processor = start(ARMS[name], Path(args.start_dir) / f"sub_captions-{seed}")
@@ -105,9 +98,7 @@ def measure_arm(name: str, seed: int, args: CompareArguments, folder: Path) -> d
     scores = {"minutes": (time.perf_counter() - before) / 60}
     side = model.config.vision_config.image_size
     for evaluator in long_text_evaluators(args.split, image_size=side, length=args.scenes):
-        for key, value in evaluator(model, processor).items():
-            prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
-            scores[f"{prefix}{evaluator.name}_{metric}"] = value
+        scores |= under_name(evaluator.name, evaluator(model, processor))
     return scores
 
 
@@ -154,14 +145,7 @@ def train(
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
-    for seed, name in itertools.product(args.seeds, args.arms):
-        print(f"== {ARMS[name].label}, seed {seed}", flush=True)
-        scores[name].append(run_arm(name, seed, args))
-    table = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, METRICS, {"minutes": "minutes"})
-    (Path(args.output_dir) / "table.md").write_text(table + "\n")
-    print(table)
-    return scores
+    return run_arms(ARMS, args, partial(measure_arm, args), METRICS, {"minutes": "minutes"})
 
 
 if __name__ == "__main__":

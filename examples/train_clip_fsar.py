@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from transformers import set_seed
 
 from hf_clipplus.data.episodes import EpisodeCollator
-from hf_clipplus.training import EpisodicTrainer, EpisodicTrainingArguments, parse_arguments
+from hf_clipplus.training import EpisodicTrainer, parse_arguments
 from hf_clipplus.training.few_shot_video_build import (
     PUBLISHED_EPISODES_PER_STEP,
     PUBLISHED_WEIGHT_DECAY,
     RECIPES,
     CLIPFSARModelArguments,
+    ClipTrainingArguments,
     FewShotVideoArguments,
     build_clip_fsar,
     final_evaluators,
@@ -36,25 +37,12 @@ from hf_clipplus.training.schedules import EpisodeSteps
 
 
 @dataclass
-class TrainingArguments(EpisodicTrainingArguments):
-    """Defaults that suit the embedded clips on a CPU; every one can be set."""
+class TrainingArguments(ClipTrainingArguments):
+    """Defaults of this model; the others are those of `ClipTrainingArguments`."""
 
     output_dir: str | None = "outputs/clip_fsar"
-    max_steps: int = 200
-    per_device_train_batch_size: int = 1
-    gradient_accumulation_steps: int = 2
     learning_rate: float = 2e-4
     weight_decay: float = 1e-3
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "steps"
-    eval_steps: float = 50
-    save_strategy: str = "steps"
-    save_steps: float = 50
-    save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "eval_val_accuracy"
-    logging_steps: float = 10
 
 
 def apply_preset(data: FewShotVideoArguments, args: TrainingArguments) -> EpisodeSteps | None:

@@ -22,9 +22,10 @@ from transformers import set_seed
 
 from hf_clipplus.data.episodes import EpisodeCollator
 from hf_clipplus.data.video_views import CROP_ONLY
-from hf_clipplus.training import EpisodicTrainer, EpisodicTrainingArguments, parse_arguments
+from hf_clipplus.training import EpisodicTrainer, parse_arguments
 from hf_clipplus.training.adapter_base import save_base
 from hf_clipplus.training.few_shot_video_build import (
+    ClipTrainingArguments,
     FewShotVideoArguments,
     final_evaluators,
     open_split,
@@ -46,25 +47,12 @@ from hf_clipplus.training.schedules import EpisodeSteps
 
 
 @dataclass
-class TrainingArguments(EpisodicTrainingArguments):
-    """Defaults that suit the embedded clips on a CPU; every one can be set."""
+class TrainingArguments(ClipTrainingArguments):
+    """Defaults of this model; the others are those of `ClipTrainingArguments`."""
 
     output_dir: str | None = "outputs/ma_clip"
-    max_steps: int = 200
-    per_device_train_batch_size: int = 1
-    gradient_accumulation_steps: int = 2
     learning_rate: float = 1e-3
     weight_decay: float = WEIGHT_DECAY
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "steps"
-    eval_steps: float = 50
-    save_strategy: str = "steps"
-    save_steps: float = 50
-    save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "eval_val_accuracy"
-    logging_steps: float = 10
 
 
 def apply_preset(data: FewShotVideoArguments, args: TrainingArguments) -> EpisodeSteps | None:

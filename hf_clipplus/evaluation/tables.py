@@ -31,5 +31,11 @@ def runs_table(
     return "\n".join([*lines, "| chance | " + " | ".join(chance + [""] * len(means)) + " |"])
 
 
+def under_name(name: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """An evaluator's scores as `runs_table` wants those of several: `<name>_<metric>`, `chance_<name>_<metric>`."""
+    heads = {key: "chance_" if key.startswith("chance_") else "" for key in scores}
+    return {f"{head}{name}_{key.removeprefix(head)}": scores[key] for key, head in heads.items()}
+
+
 def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,8 +1,8 @@
 """What the few-shot video models share: towers, features of frames and class texts, episodes, stored support sets.
 
-A variant says how features become prototypes and queries, how those are scored, and what is learned:
-`represent_supports`, `represent_queries`, `build_prototypes`, `score` and `episode_losses`. `forward`,
-`encode_support`, `classify`, the pipelines and the evaluation on cached features are built on these.
+A variant says how features become prototypes and queries, how those are scored by text and by both, and what is
+learned: `represent_supports`, `represent_queries`, `build_prototypes`, `text_logits`, `combine` and `episode_losses`.
+`forward`, `encode_support`, `classify`, the pipelines and the evaluation on cached features are built on these.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.utils.generic import can_return_tuple
 
 from hf_clipplus.ops.alignment import frame_distances, otam, otam_path
+from hf_clipplus.ops.few_shot_video import prototype_distances
 
 from .clip_resnet import CLIPResNetModel
-from .configuration_few_shot_video import FewShotVideoConfig
+from .configuration_few_shot_video import INFERENCE_MODES, FewShotVideoConfig
 from .evaluation_mode import evaluation_mode
 from .few_shot_video_data import EpisodeLabels, FewShotVideoOutput, StoredSupport, SupportSet, labelled_episode
 from .pooled_layer import allow_pooling, can_pool, first_positions
@@ -211,7 +212,45 @@ class FewShotVideoModel(FewShotVideoPreTrainedModel):
             query_means: `[..., Q, D]`, means over time of `frame_features`; text_embeds: `[..., N, D]`. For modes
                 that use text.
             mode: of inference; None takes the configured one.
+
+        Raises:
+            ValueError: unknown mode, or texts missing.
         """
+        mode = mode or self.config.inference_mode
+        if mode not in INFERENCE_MODES:
+            raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(INFERENCE_MODES)}.")
+        if mode == "visual":
+            return -self.distances(queries, prototypes, labels)
+        if query_means is None or text_embeds is None:
+            raise ValueError(f"mode={mode!r} needs the class texts.")
+        text = self.text_logits(query_means, text_embeds)
+        if mode == "text":
+            return F.log_softmax(text, dim=-1)
+        return self.combine(text, self.distances(queries, prototypes, labels))
+
+    def distances(self, queries: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
+        """`[..., Q, N]` distances of represented queries to the classes by the configured metric.
+
+        Args:
+            queries: `[..., Q, T, D]`.
+            prototypes: `[..., R, T, D]`; labels: `[..., R]`, the class of each; here row n is class n.
+        """
+        config = self.config
+        return prototype_distances(
+            queries,
+            prototypes,
+            alignment=config.alignment,
+            eps=config.cosine_eps,
+            lam=config.otam_lambda,
+            both_directions=config.both_directions,
+        )
+
+    def text_logits(self, means: Tensor, text_embeds: Tensor) -> Tensor:
+        """`[..., V, N]`: scaled cosines of videos, `[..., V, D]` means over time, and class texts `[..., N, D]`."""
+        raise NotImplementedError
+
+    def combine(self, text_logits: Tensor, distances: Tensor) -> Tensor:
+        """`[..., Q, N]` log-probabilities of the mode "combined"."""
         raise NotImplementedError
 
     def episode_losses(

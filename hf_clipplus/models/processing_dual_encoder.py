@@ -16,8 +16,6 @@ TEXT_MODES = ("extended", "segmented", "hierarchical")
 PADDING_ID = 0
 HAS_FTFY = find_spec("ftfy") is not None
 
-TEXT_DEFAULTS = {"text_kwargs": {"padding": True, "truncation": True, "split_special_tokens": True}}
-
 TextInput = str | list[str] | list[list[str]]
 Spans = Callable[[str], Sequence[tuple[int, int]]]
 
@@ -40,7 +38,7 @@ class DualEncoderProcessorKwargs(ProcessingKwargs, total=False):
     """What a dual encoder's processor takes beside images and text, and its defaults."""
 
     text_kwargs: LongTextKwargs
-    _defaults = TEXT_DEFAULTS
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "split_special_tokens": True}}
 
 
 class DualEncoderProcessor(ProcessorMixin):

@@ -85,6 +85,11 @@ def open_training_rows(data: PairDataArguments, image_size: int) -> IndexedRows 
     """The rows to train on, numbered for seeding."""
     if data.dataset == EMBEDDED:
         return IndexedRows(CaptionWorld(data.train_split, image_size=image_size))
+    return open_pairs(data)
+
+
+def open_pairs(data: PairDataArguments) -> IndexedRows | IndexedStream:
+    """The rows of a data set that is not embedded, numbered for seeding."""
     rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
     return IndexedStream(rows) if data.streaming else IndexedRows(rows)
 
@@ -93,6 +98,11 @@ def open_evaluators(data: PairDataArguments, image_size: int, batch_size: int) -
     """What is run at each evaluation."""
     if data.dataset == EMBEDDED and data.eval_dataset is None:
         return list(clipart_evaluators(data.eval_split or "validation", image_size=image_size, batch_size=batch_size))
+    return open_retrieval(data, batch_size)
+
+
+def open_retrieval(data: PairDataArguments, batch_size: int) -> list[RetrievalEvaluator]:
+    """Retrieval on a data set that is not embedded, where the arguments name one to evaluate on."""
     if data.eval_split is None and data.eval_dataset is None:
         return []
     rows = load_pairs(data.eval_dataset or data.dataset, split=data.eval_split or "test", **data.columns())

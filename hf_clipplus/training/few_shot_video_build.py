@@ -16,6 +16,7 @@ from hf_clipplus.models.clip_fsar import CLIPFSARForFewShotVideoClassification, 
 from hf_clipplus.models.few_shot_video import FewShotVideoModel
 from hf_clipplus.models.video_processing import VideoFrameProcessor
 
+from .episodic import EpisodicTrainingArguments
 from .schedules import EpisodeSteps
 from .start import load_to_train
 
@@ -83,6 +84,25 @@ class FewShotVideoArguments:
     def __post_init__(self):
         if self.preset is not None and self.preset not in RECIPES:
             raise ValueError(f"preset {self.preset!r} is unknown: choose one of {', '.join(RECIPES)}.")
+
+
+@dataclass
+class ClipTrainingArguments(EpisodicTrainingArguments):
+    """Defaults that suit the embedded clips on a CPU; every one can be set."""
+
+    max_steps: int = 200
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 2
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    eval_strategy: str = "steps"
+    eval_steps: float = 50
+    save_strategy: str = "steps"
+    save_steps: float = 50
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "eval_val_accuracy"
+    logging_steps: float = 10
 
 
 @dataclass

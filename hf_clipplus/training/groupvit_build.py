@@ -23,7 +23,7 @@ from hf_clipplus.models.groupvit.presets_groupvit import CLASS_NAMES, class_prom
 from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
 
 from .arguments import PairDataArguments
-from .build import EMBEDDED, TOKENIZER_SAMPLE, captions_of
+from .build import EMBEDDED, TOKENIZER_SAMPLE, captions_of, open_pairs
 from .scratch import train_tokenizer, whiten_patches
 from .start import load_to_train
 
@@ -173,8 +173,7 @@ def open_training_rows(
             data.train_split, image_size=image_size, length=args.scenes, objects=TRAINING_OBJECTS, seed=seed
         )
         return IndexedRows(ScenePairs(world))
-    rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
-    return IndexedStream(rows) if data.streaming else IndexedRows(rows)
+    return open_pairs(data)
 
 
 def build_collator(

@@ -1,4 +1,4 @@
-"""What the examples of DreamLIP and Long-CLIP share: sizes, rows, collator, evaluators and the starting model."""
+"""What the examples of DreamLIP and Long-CLIP share: rows, collator, evaluators and the starting model."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED
@@ -17,21 +17,15 @@ from hf_clipplus.data.long_caption_files import image_table, long_caption_report
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.data.sub_captions import LENGTHS, SOURCES, SubCaptions
-from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.scenes import PREAMBLE
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
-from . import scratch
 from .arguments import PairDataArguments
+from .build import TOKENIZER_SAMPLE, open_pairs, open_retrieval
+from .scratch import SIZES, build_from_nothing, train_tokenizer
 from .start import load_to_train
 
-# layers, width and heads of the towers; image side and patch in pixels; width of the joint space
-SIZES = {
-    "scene": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 8, "context": 77, "joint": 128},
-    **{name: facts for name, facts in scratch.SIZES.items() if name.startswith("vit")},
-}
-TOKENIZER_SAMPLE = 200_000
 TOKENIZER_SCENES = 1000
 
 
@@ -81,49 +75,6 @@ class SubCaptionArguments:
         return SubCaptions(**vars(self))
 
 
-def build_from_nothing(
-    model_class: type[DualEncoderModel],
-    processor_class: type[DualEncoderProcessor],
-    size: str,
-    tokenizer: CLIPTokenizer,
-    **config,
-) -> tuple[DualEncoderModel, DualEncoderProcessor]:
-    """A randomly initialised model of a named size and its processor.
-
-    Args:
-        model_class, processor_class: of a variant with CLIP towers.
-        size: a key of `SIZES`.
-        tokenizer: its ids, end token and context length go into the configuration.
-        config: further fields of the variant's configuration.
-
-    Raises:
-        ValueError: unknown size.
-    """
-    if size not in SIZES:
-        raise ValueError(f"model size {size!r} is unknown: choose one of {', '.join(SIZES)}.")
-    facts = SIZES[size]
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    towers = {
-        side: dict(zip(names, facts[side], strict=True))
-        | {"model_type": f"clip_{side}_model", "intermediate_size": 4 * facts[side][1], "hidden_act": "gelu"}
-        | {"projection_dim": facts["joint"]}
-        for side in ("vision", "text")
-    }
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    model = model_class(
-        model_class.config_class(
-            text_config=towers["text"] | ids | sizes,
-            vision_config=towers["vision"] | {"image_size": facts["image"], "patch_size": facts["patch"]},
-            projection_dim=facts["joint"],
-            **config,
-        )
-    )
-    side = facts["image"]
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return model, processor_class(image_processor, tokenizer)
-
-
 def start_model(
     model_class: type[DualEncoderModel],
     processor_class: type[DualEncoderProcessor],
@@ -154,7 +105,7 @@ def start_model(
     else:
         context = SIZES.get(args.model_size, SIZES["scene"])["context"]
         texts = itertools.islice(_texts(args, data), TOKENIZER_SAMPLE)
-        tokenizer = scratch.train_tokenizer(texts, vocab_size=args.vocab_size, context=context)
+        tokenizer = train_tokenizer(texts, vocab_size=args.vocab_size, context=context)
     return build_from_nothing(model_class, processor_class, args.model_size, tokenizer, **config)
 
 
@@ -166,8 +117,7 @@ def open_rows(
         return IndexedRows(_caption_rows(args))
     if data.dataset == EMBEDDED:
         return IndexedRows(SceneWorld(data.train_split, image_size=image_size, length=args.scenes, seed=seed))
-    rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
-    return IndexedStream(rows) if data.streaming else IndexedRows(rows)
+    return open_pairs(data)
 
 
 def build_collator(
@@ -193,11 +143,7 @@ def open_evaluators(
     """What is run at each evaluation; `of_scenes` makes the evaluators of the embedded scenes."""
     if data.dataset == EMBEDDED and data.eval_dataset is None and not args.caption_files:
         return list(of_scenes(data.eval_split or "validation", image_size=image_size, batch_size=batch_size))
-    if data.eval_split is None and data.eval_dataset is None:
-        return []
-    rows = load_pairs(data.eval_dataset or data.dataset, split=data.eval_split or "test", **data.columns())
-    columns = [name for name in ("caption", "pseudo_captions") if name in rows.column_names]
-    return [RetrievalEvaluator(rows, columns, batch_size=batch_size)]
+    return open_retrieval(data, batch_size)
 
 
 def scene_texts(split: str) -> Iterator[str]:

@@ -1,12 +1,16 @@
 """What scripts around a training share: where it goes on from, what it leaves behind, how long its steps take."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 from transformers.utils import logging
+
+from hf_clipplus.evaluation.tables import runs_table
 
 from .callbacks import StepClock
 from .checkpoints import last_complete_checkpoint
@@ -69,6 +73,37 @@ def run_once(record: Path, settings: Mapping[str, Any], run: Callable[[], dict[s
     scores = run()
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=1), encoding="utf-8")
+    return scores
+
+
+def run_arms(
+    arms: Mapping[str, Any],
+    args: Any,
+    run: Callable[[str, int, Path], dict[str, float]],
+    percents: Mapping[str, str],
+    means: Mapping[str, str],
+) -> dict[str, list[dict[str, float]]]:
+    """Run every arm and seed that is not on disk with the same settings; print the table, and write it as `table.md`.
+
+    Args:
+        arms: by name, each with a `label` for the table.
+        args: the arguments of a comparison, with `arms` and `seeds` to run and an `output_dir`; what else they have
+            is the settings of a run.
+        run: (name of the arm, seed, its folder in `output_dir`) -> scores, which are kept there in `scores.json`.
+        percents, means: columns of the table, see `runs_table`.
+
+    Returns:
+        The scores of each seed by the arm's name.
+    """
+    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
+    output, scores = Path(args.output_dir), {name: [] for name in args.arms}
+    for seed, name in itertools.product(args.seeds, args.arms):
+        print(f"== {arms[name].label}, seed {seed}", flush=True)
+        folder = output / f"{name}-{seed}"
+        scores[name].append(run_once(folder / "scores.json", settings, partial(run, name, seed, folder)))
+    table = runs_table({arms[name].label: runs for name, runs in scores.items()}, percents, means)
+    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
     return scores
 
 

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, PreTrainedModel
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedModel, ProcessorMixin
 
-from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
+from hf_clipplus.models.dual_encoder import DualEncoderModel
+from hf_clipplus.models.fff import FFFModel, FFFProcessor
 
 # layers, width and heads of the towers; image side and patch in pixels; width of the joint space
 SIZES = {
     "tiny": {"vision": (1, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 8, "context": 32, "joint": 128},
     "small": {"vision": (2, 160, 5), "text": (1, 160, 5), "image": 48, "patch": 8, "context": 32, "joint": 160},
+    "scene": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 8, "context": 77, "joint": 128},
     "vit-b-32": {
         "vision": (12, 768, 12),
         "text": (12, 512, 8),
@@ -56,13 +58,20 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> C
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=context)  # the endings not special
 
 
-def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, FFFProcessor]:
-    """A randomly initialised FFF model of a named size and its processor.
+def build_from_nothing(
+    model_class: type[DualEncoderModel],
+    processor_class: type[ProcessorMixin],
+    size: str,
+    tokenizer: CLIPTokenizer,
+    **config,
+) -> tuple[DualEncoderModel, ProcessorMixin]:
+    """A randomly initialised model of a named size and its processor.
 
     Args:
+        model_class, processor_class: of a variant with CLIP towers.
         size: a key of `SIZES`.
         tokenizer: its ids, end token and context length go into the configuration.
-        config: further fields of `FFFConfig`.
+        config: further fields of the variant's configuration.
 
     Raises:
         ValueError: unknown size.
@@ -70,29 +79,31 @@ def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, 
     if size not in SIZES:
         raise ValueError(f"model size {size!r} is unknown: choose one of {', '.join(SIZES)}.")
     facts = SIZES[size]
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     towers = {
-        side: dict(zip(("num_hidden_layers", "hidden_size", "num_attention_heads"), facts[side], strict=True))
-        | {"intermediate_size": 4 * facts[side][1], "hidden_act": "gelu"}
+        side: dict(zip(names, facts[side], strict=True))
+        | {"model_type": f"clip_{side}_model", "intermediate_size": 4 * facts[side][1], "hidden_act": "gelu"}
+        | {"projection_dim": facts["joint"]}
         for side in ("vision", "text")
     }
-    text = CLIPTextConfig(
-        **towers["text"],
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        projection_dim=facts["joint"],
-    )
-    vision = CLIPVisionConfig(
-        **towers["vision"], image_size=facts["image"], patch_size=facts["patch"], projection_dim=facts["joint"]
-    )
-    model = FFFModel(
-        FFFConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=facts["joint"], **config)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    model = model_class(
+        model_class.config_class(
+            text_config=towers["text"] | ids | sizes,
+            vision_config=towers["vision"] | {"image_size": facts["image"], "patch_size": facts["patch"]},
+            projection_dim=facts["joint"],
+            **config,
+        )
     )
     side = facts["image"]
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return model, FFFProcessor(image_processor, tokenizer)
+    return model, processor_class(image_processor, tokenizer)
+
+
+def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, FFFProcessor]:
+    """An FFF model of a named size and its processor, see `build_from_nothing`."""
+    return build_from_nothing(FFFModel, FFFProcessor, size, tokenizer, **config)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Markdown tables of several runs."""
 
-from hf_clipplus.evaluation.tables import mean_and_spread, runs_table
+from hf_clipplus.evaluation.tables import mean_and_spread, runs_table, under_name
 
 
 def test_mean_and_spread():
@@ -20,3 +20,7 @@ def test_a_row_per_arm_and_the_chance_last():
         "| theirs | 5.0 | 900 |",
         "| chance | 2.0 |  |",
     ]
+
+
+def test_scores_under_a_name_keep_chance_in_front():
+    assert under_name("pets", {"top1": 0.5, "chance_top1": 0.1}) == {"pets_top1": 0.5, "chance_pets_top1": 0.1}

@@ -202,7 +202,7 @@ def published_scores(model, inputs, out, text, mode, beta):
     text_logits = video_text_logits(means, text, model.video_text_scale, eps=0.0)
     if mode == "text":
         return text_logits.softmax(-1)
-    distances = model.distances(out.query_features, out.prototypes)
+    distances = model.distances(out.query_features, out.prototypes, torch.arange(out.prototypes.shape[-3]))
     return combined_log_scores(text_logits, distances, beta=beta).exp()
 
 

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_clipplus.ops.alignment import average_by_class
-from hf_clipplus.ops.few_shot_video import combined_log_scores, prototype_distances, video_losses, video_text_logits
+from hf_clipplus.ops.few_shot_video import combined_log_scores, video_losses, video_text_logits
 
-from ..configuration_few_shot_video import INFERENCE_MODES
 from ..few_shot_video import MISSING_TEXTS, FewShotVideoModel, FewShotVideoPreTrainedModel
 from ..few_shot_video_data import EpisodeLabels
 from ..temporal_layer import TemporalLayer
@@ -96,42 +95,12 @@ class CLIPFSARForFewShotVideoClassification(CLIPFSARPreTrainedModel, FewShotVide
             return self.temporal_transformer(means, self._token(text_embeds))
         return means
 
-    def score(
-        self,
-        queries: Tensor,
-        prototypes: Tensor,
-        labels: Tensor,
-        *,
-        query_means: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        mode: str | None = None,
-    ) -> Tensor:
-        mode = mode or self.config.inference_mode
-        if mode not in INFERENCE_MODES:
-            raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(INFERENCE_MODES)}.")
-        if mode != "text":
-            distances = self.distances(queries, prototypes)
-        if mode == "visual":
-            return -distances
-        if query_means is None or text_embeds is None:
-            raise ValueError(f"mode={mode!r} needs the class texts.")
-        text = video_text_logits(query_means, text_embeds, self.video_text_scale, eps=0.0)
-        if mode == "text":
-            return F.log_softmax(text, dim=-1)
-        beta, divisor = self.config.combine_beta, self.config.combine_divisor
-        return F.log_softmax(combined_log_scores(text, distances, beta=beta, divisor=divisor), dim=-1)
+    def text_logits(self, means: Tensor, text_embeds: Tensor) -> Tensor:
+        return video_text_logits(means, text_embeds, self.video_text_scale, eps=0.0)
 
-    def distances(self, queries: Tensor, prototypes: Tensor) -> Tensor:
-        """`[..., Q, N]` distances of represented queries to prototypes by the configured metric."""
-        config = self.config
-        return prototype_distances(
-            queries,
-            prototypes,
-            alignment=config.alignment,
-            eps=config.cosine_eps,
-            lam=config.otam_lambda,
-            both_directions=config.both_directions,
-        )
+    def combine(self, text_logits: Tensor, distances: Tensor) -> Tensor:
+        beta, divisor = self.config.combine_beta, self.config.combine_divisor
+        return F.log_softmax(combined_log_scores(text_logits, distances, beta=beta, divisor=divisor), dim=-1)
 
     def _token(self, text_embeds: Tensor | None) -> Tensor | None:
         if not self.config.modulate:

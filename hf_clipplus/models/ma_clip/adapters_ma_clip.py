@@ -169,9 +169,9 @@ def adapted_forward(
     settings: AdapterSettings,
     *,
     drop_rate: float,
-    num_frames: int | None,
-    text_tokens: Tensor | None,
-    has_text: Tensor | None,
+    num_frames: int | None = None,
+    text_tokens: Tensor | None = None,
+    has_text: Tensor | None = None,
     pooled_positions: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
@@ -257,12 +257,10 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        num_frames: int | None = None,
-        text_tokens: Tensor | None = None,
-        has_text: Tensor | None = None,
         pooled_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        """See `adapted_forward`, which takes `kwargs`."""
         linears = dict(self.adapters.items())
         if self.settings.text_in_local:
             linears["text_proj"] = self.text_owner[0].adapters["text_proj"]
@@ -272,9 +270,6 @@ class AdaptedEncoderLayer(CLIPEncoderLayer):
             linears,
             self.settings,
             drop_rate=self.drop_rate,
-            num_frames=num_frames,
-            text_tokens=text_tokens,
-            has_text=has_text,
             pooled_positions=pooled_positions if self.may_pool else None,
             **kwargs,
         )

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_clipplus.ops.alignment import average_by_class
-from hf_clipplus.ops.few_shot_video import (
-    mixed_log_scores,
-    prototype_distances,
-    video_and_text_losses,
-    video_text_logits,
-)
+from hf_clipplus.ops.few_shot_video import mixed_log_scores, video_and_text_losses, video_text_logits
 
-from ..configuration_few_shot_video import INFERENCE_MODES
 from ..few_shot_video import MISSING_TEXTS, FewShotVideoModel, FewShotVideoPreTrainedModel
 from ..few_shot_video_data import EpisodeLabels
 from ..temporal_cross_transformer import TemporalCrossTransformer
@@ -167,53 +161,20 @@ class MACLIPForFewShotVideoClassification(MACLIPPreTrainedModel, FewShotVideoMod
     def prototype_labels(self, labels: Tensor, classes: int) -> Tensor:
         return labels if self._keeps_videos else super().prototype_labels(labels, classes)
 
-    def score(
-        self,
-        queries: Tensor,
-        prototypes: Tensor,
-        labels: Tensor,
-        *,
-        query_means: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        mode: str | None = None,
-    ) -> Tensor:
-        mode = mode or self.config.inference_mode
-        if mode not in INFERENCE_MODES:
-            raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(INFERENCE_MODES)}.")
-        if mode == "visual":
-            return -self.distances(queries, prototypes, labels)
-        if query_means is None or text_embeds is None:
-            raise ValueError(f"mode={mode!r} needs the class texts.")
-        text = self.text_logits(query_means, text_embeds)
-        if mode == "text":
-            return F.log_softmax(text, dim=-1)
-        return mixed_log_scores(text, self.distances(queries, prototypes, labels), alpha=self.config.alpha)
-
     def distances(self, queries: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
-        """`[..., Q, N]` distances of represented queries to the classes by the configured metric.
-
-        Args:
-            queries: `[..., Q, T, D]`.
-            prototypes: `[..., R, T, D]`; labels: `[..., R]`, the class of each.
-        """
-        config, classes = self.config, int(labels.max()) + 1
-        if config.alignment == "trx":
+        classes = int(labels.max()) + 1
+        if self.config.alignment == "trx":
             return _by_episode(self.temporal_cross_transformer, queries, prototypes, labels, classes)
-        found = prototype_distances(
-            queries,
-            prototypes,
-            alignment=config.alignment,
-            eps=config.cosine_eps,
-            lam=config.otam_lambda,
-            both_directions=config.both_directions,
-        )
+        found = super().distances(queries, prototypes, labels)
         if not self._keeps_videos:
             return found
         return average_by_class(found.transpose(-1, -2), labels, classes).transpose(-1, -2)
 
     def text_logits(self, means: Tensor, text_embeds: Tensor) -> Tensor:
-        """`[..., V, N]`: cosines of videos, `[..., V, D]` means over time, and texts, times CLIP's temperature."""
         return video_text_logits(means, text_embeds, self.logit_scale.exp(), eps=0.0)
+
+    def combine(self, text_logits: Tensor, distances: Tensor) -> Tensor:
+        return mixed_log_scores(text_logits, distances, alpha=self.config.alpha)
 
     def episode_losses(
         self,

@@ -19,6 +19,7 @@ from .config import MACLIPAdapterConfig
 
 PREFIX = "ma_clip_"
 ADAPTERS = ("temporal_in", "temporal", "local", "joint")
+OF_VIDEOS = ("num_frames", "text_tokens", "has_text")
 LINEARS = (*(f"{name}_{end}" for name in ADAPTERS for end in ("down", "up")), "text_proj")
 WHY_NOT_MERGED = (
     "MA-CLIP's adapters add tokens and branches and cannot be merged into CLIP's weights: export_ma_clip gives a "
@@ -88,17 +89,15 @@ class MACLIPLayer(CLIPEncoderLayer, MACLIPPart):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        num_frames: int | None = None,
-        text_tokens: Tensor | None = None,
-        has_text: Tensor | None = None,
         pooled_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """See `adapted_forward`; what is about videos is dropped when no adapter is active."""
+        """See `adapted_forward`, which takes `kwargs`; what is about videos is dropped when no adapter is active."""
         name = self._active()
         if isinstance(self.base_layer, CLIPPooledEncoderLayer):  # the last layer of the zoo's towers
             kwargs["pooled_positions"] = pooled_positions
         if name is None:  # forward, not the call: hooks and checkpointing are this layer's
+            kwargs = {each: value for each, value in kwargs.items() if each not in OF_VIDEOS}
             return self.base_layer.forward(hidden_states, attention_mask, **kwargs)
         linears = {each: getattr(self, PREFIX + each) for each in LINEARS}
         linears = {each: container[name] for each, container in linears.items() if name in container}
@@ -110,9 +109,6 @@ class MACLIPLayer(CLIPEncoderLayer, MACLIPPart):
             linears,
             self.settings[name],
             drop_rate=self.drop_rates[name],
-            num_frames=num_frames,
-            text_tokens=text_tokens,
-            has_text=has_text,
             **kwargs,
         )
 
