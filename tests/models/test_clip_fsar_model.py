@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_episodes import one, two_episodes
 from transformers import AutoModelForVideoClassification, AutoProcessor, CLIPConfig, CLIPModel, pipeline
 from video_files import grey_levels, write_video
 
@@ -44,26 +45,7 @@ def videos():
 
 @pytest.fixture
 def episode(processor):
-    """Two episodes of 3 ways, 2 shots, 1 query, with the texts of five classes."""
-    torch.manual_seed(1)
-    texts = processor(text=processor.class_texts([*NAMES, "the sun", "a cup"]), return_tensors="pt")
-    classes = torch.tensor([[4, 0, 2], [1, 3, 0]])
-    support, query = torch.tensor([[2, 0, 1, 0, 2, 1], [0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 1, 2], [2, 0, 1]])
-    return {
-        "support_pixel_values": torch.randn(2, 6, 3, 3, 24, 24),
-        "support_labels": support,
-        "query_pixel_values": torch.randn(2, 3, 3, 3, 24, 24),
-        "query_labels": query,
-        "class_input_ids": texts["input_ids"],
-        "class_attention_mask": texts["attention_mask"],
-        "support_class_ids": classes.gather(1, support),
-        "query_class_ids": classes.gather(1, query),
-    }
-
-
-def one(episode, number=0):
-    shared = ("class_input_ids", "class_attention_mask")
-    return {key: value if key in shared else value[number] for key, value in episode.items()}
+    return two_episodes(processor, [*NAMES, "the sun", "a cup"], [[4, 0, 2], [1, 3, 0]])
 
 
 @torch.no_grad()
