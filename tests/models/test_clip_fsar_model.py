@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_episodes import one, two_episodes
+from tiny_episodes import assert_each_alone, assert_order_does_not_matter, one, two_episodes
 from transformers import AutoModelForVideoClassification, AutoProcessor, CLIPConfig, CLIPModel, pipeline
 from video_files import grey_levels, write_video
 
@@ -68,24 +68,12 @@ def test_several_episodes_in_a_batch_are_each_alone(model, episode):
     model.train()
     for layer in model.temporal_transformer.layers:
         layer.attention_dropout = layer.ffn_dropout = 0.0
-    both = model(**episode)
-    apart = [model(**one(episode, number)) for number in range(2)]
-    for number, each in enumerate(apart):
-        for key in ("logits", "class_logits", "prototypes", "query_features"):
-            torch.testing.assert_close(both[key][number], each[key], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both.loss, (apart[0].loss + apart[1].loss) / 2)
-    assert both.class_logits.shape == (2, 9, 5)
+    assert_each_alone(model, episode, texts=5)
 
 
 @torch.no_grad()
 def test_order_of_support_videos_and_of_labels_does_not_matter(model, episode):
-    inputs = one(episode)
-    order = torch.tensor([5, 3, 0, 1, 4, 2])
-    shuffled = inputs | {key: value[order] for key, value in inputs.items() if key.startswith("support_")}
-    torch.testing.assert_close(model(**shuffled).logits, model(**inputs).logits)
-    swap = torch.tensor([1, 2, 0])
-    renamed = inputs | {key: swap[inputs[key]] for key in ("support_labels", "query_labels")}
-    torch.testing.assert_close(model(**renamed).logits[:, swap], model(**inputs).logits)
+    assert_order_does_not_matter(model, one(episode))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_episodes import one, two_episodes
+from tiny_episodes import assert_each_alone, assert_order_does_not_matter, one, two_episodes
 from transformers import AutoModelForVideoClassification, AutoProcessor, CLIPConfig, CLIPModel, pipeline
 
 from hf_clipplus import MACLIPConfig, MACLIPForFewShotVideoClassification, MACLIPProcessor
@@ -119,13 +119,7 @@ def test_several_episodes_in_a_batch_are_each_alone(original, episode, fields):
         for each in model.modules():
             if hasattr(each, "transformers"):
                 each.dropout = 0.0
-    both = model(**episode)
-    apart = [model(**one(episode, number)) for number in range(2)]
-    for number, each in enumerate(apart):
-        for key in ("logits", "class_logits", "prototypes", "query_features"):
-            torch.testing.assert_close(both[key][number], each[key], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both.loss, (apart[0].loss + apart[1].loss) / 2)
-    assert both.class_logits.shape == (2, 9, 3)
+    assert_each_alone(model, episode, texts=3)
 
 
 @torch.no_grad()
@@ -133,14 +127,7 @@ def test_several_episodes_in_a_batch_are_each_alone(original, episode, fields):
 @pytest.mark.parametrize("merge", ["after", "distances"])
 def test_order_of_supports_and_labels_does_not_matter_and_shots_may_differ(original, episode, alignment, merge):
     model, inputs = make(original, alignment=alignment, merge=merge), one(episode)
-    expected = model(**inputs)
-    order = torch.tensor([5, 3, 0, 1, 4, 2])
-    shuffled = inputs | {key: value[order] for key, value in inputs.items() if key.startswith("support_")}
-    torch.testing.assert_close(model(**shuffled).logits, expected.logits)
-    swap = torch.tensor([1, 2, 0])
-    renamed = inputs | {key: swap[inputs[key]] for key in ("support_labels", "query_labels")}
-    torch.testing.assert_close(model(**renamed).logits[:, swap], expected.logits)
-    torch.testing.assert_close(model(**renamed).loss, expected.loss)
+    assert_order_does_not_matter(model, inputs)
     kept, twice = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 1, 2, 3, 4, 2])
     fewer, doubled = (
         inputs | {key: value[rows] for key, value in inputs.items() if key.startswith("support_")}
