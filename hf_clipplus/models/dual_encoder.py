@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from hf_clipplus.ops.position import KEPT, RATIO, stretch_positions
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .finer_vision import FinerVisionMixin, ViewFusion, at_every_scale
 from .pooled_layer import allow_pooling, can_pool, first_positions, only_pooled
 from .segmented_text import SegmentedTextMixin
 from .text_buckets import encode_in_buckets, text_lengths
@@ -116,6 +117,8 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, ViewFusion):
+            module.start_as_mean()
         if not isinstance(module, DualEncoderModel):
             return
         factor = self.config.initializer_factor
@@ -127,7 +130,7 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
-class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
+class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrainedModel):
     """Two towers into one space. A variant with a loss overrides `contrast`, the second public step.
 
     Class attributes:
@@ -158,6 +161,7 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
         if config.has_logit_bias:
             self.logit_bias = nn.Parameter(torch.full(shape, float(config.logit_bias_init_value)))
         self.add_modules()
+        self.add_view_fusion()
         self.post_init()
 
     def add_modules(self) -> None:
@@ -170,14 +174,18 @@ class DualEncoderModel(SegmentedTextMixin, DualEncoderPreTrainedModel):
         self.text_model.embeddings.token_embedding = value
 
     @can_return_tuple
+    @at_every_scale
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` is the projected, not normalised embedding `[N, D]`.
 
         Args:
-            pixel_values: `[N, 3, H, W]`, normalised as the processor does.
+            pixel_values: `[N, 3, H, W]`, normalised as the processor does; with `config.finer_vision` as much larger
+                than the tower's size as that needs, and the result is a `FinerVisionOutput`.
             interpolate_pos_encoding: accept another image size than the configured one.
+            guide_embeds: `[N, D]` or `[1, D]`, with crops of finer vision: embeddings of texts whose likeness chooses
+                the regions, instead of the class token.
         """
         outputs = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)

@@ -91,7 +91,7 @@ class DIVAConfig(DualEncoderConfig):
     @property
     def visual_dim(self) -> int:
         """Width of the visual tokens: of the joint space."""
-        return self.vision_config.hidden_size if self.has_siglip_towers else self.projection_dim
+        return self.joint_dim
 
 
 __all__ = ["DIVAConfig"]

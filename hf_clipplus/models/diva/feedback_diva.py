@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.ops.diffusion_feedback import assemble_condition, combine_draws, draw_losses, draw_patches
 
 from .configuration_diva import DIVAConfig
@@ -70,6 +71,11 @@ class DIVAForDiffusionFeedback(DIVAModel):
 
     def __init__(self, config: DIVAConfig):
         super().__init__(config)
+        if FinerVision.of(config) is not None:
+            raise ValueError(
+                "DIVAForDiffusionFeedback has no finer_vision: the diffusion model judges the tokens of one picture at "
+                "the tower's size. Load with finer_vision=None, and switch it on in the trained DIVAModel."
+            )
         projector = {"linear": LinearProjector, "mlp": MLPProjector}[config.projector]
         self.visual_proj = projector(config.visual_dim, config.condition_dim)
         self.post_init()

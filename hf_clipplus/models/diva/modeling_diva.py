@@ -6,7 +6,9 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
+from hf_clipplus.models.finer_vision import at_every_scale
 from hf_clipplus.ops.diffusion_feedback import (
     OFFICIAL_EMBEDDINGS,
     average_pools,
@@ -51,6 +53,7 @@ class DIVAModel(DualEncoderModel):
     _keys_to_ignore_on_load_unexpected = [r"^visual_proj\."]  # the projector, of use in training only
 
     @can_return_tuple
+    @at_every_scale
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -67,6 +70,9 @@ class DIVAModel(DualEncoderModel):
             interpolate_pos_encoding: accept another image size than the configured one.
             embedding: "cls", "cls+local_mean" or "official"; the configuration's when None.
             patch_indices, generator: of `recap_tokens`, for "official" with a random recap.
+
+        Raises:
+            ValueError: an unknown embedding, or "official" with finer vision.
         """
         outputs = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         embedding = embedding or self.config.embedding
@@ -76,6 +82,10 @@ class DIVAModel(DualEncoderModel):
             tokens = self._project(outputs, self._normed(self._patches(outputs)))
             outputs.pooler_output = tokens[:, 0] + tokens[:, 1:].mean(1)
         elif embedding == "official":
+            if FinerVision.of(self.config) is not None:
+                raise ValueError(
+                    "embedding='official' is a rule for one picture at one scale: no finer_vision with it."
+                )
             tokens = self.recap_tokens(outputs, patch_indices=patch_indices, generator=generator)
             outputs.pooler_output = official_embedding(tokens[:, 0], tokens[:, 1:], self.config.official_embedding)
         else:

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
+from hf_clipplus.models.finer_vision import FinerVisionOutput
 from hf_clipplus.ops.contrastive import slot_softmax_loss
 from hf_clipplus.ops.patch_groups import circle_loss, grouping_loss
 from hf_clipplus.ops.positives import default_owners
@@ -59,6 +62,8 @@ class DreamLIPModel(DualEncoderModel):
     output_class = DreamLIPOutput
     _keep_in_fp32_modules_strict = ["logit_scale", "logit_scale_local"]
 
+    has_patch_features = True
+
     def add_modules(self) -> None:
         config = self.config
         self.patch_projection = self.logit_scale_local = None
@@ -67,7 +72,11 @@ class DreamLIPModel(DualEncoderModel):
             self.logit_scale_local = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
 
     def get_patch_features(
-        self, pixel_values: torch.Tensor, normalize: bool = True, interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool = False,
+        guide_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Patches in the joint space, `[N, M, D]`, row by row of the image, L2-normalised unless told otherwise.
 
@@ -77,9 +86,13 @@ class DreamLIPModel(DualEncoderModel):
         Args:
             pixel_values: `[N, 3, H, W]`.
             interpolate_pos_encoding: accept another image size than the configured one.
+            guide_embeds: see `get_image_features`.
         """
-        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        features = self._project_patches(vision.last_hidden_state)
+        if FinerVision.of(self.config) is None and guide_embeds is None:
+            vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        else:
+            vision = self.get_image_features(pixel_values, interpolate_pos_encoding, guide_embeds=guide_embeds)
+        features = self._patches_of(vision)
         return F.normalize(features, dim=-1) if normalize else features
 
     def patch_similarity(
@@ -98,14 +111,14 @@ class DreamLIPModel(DualEncoderModel):
         """
         patches = self.get_patch_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         texts = self.encode_text(input_ids, attention_mask)
-        height, width = (side // self.config.vision_config.patch_size for side in pixel_values.shape[-2:])
-        return torch.einsum("nmd,cd->ncm", patches, texts).unflatten(-1, (height, width))
+        grid = self.patch_grid(*pixel_values.shape[-2:])
+        return torch.einsum("nmd,cd->ncm", patches, texts).unflatten(-1, grid)
 
     def embed(self, pixel_values: torch.Tensor | None = None, *args, **kwargs) -> DreamLIPEmbeddings:
         """First public step: inputs to embeddings, see `DualEncoderModel.embed`; patches too for the grouping loss."""
         found = DreamLIPEmbeddings(**super().embed(pixel_values, *args, **kwargs))
         if self.config.use_grouping_loss and pixel_values is not None:
-            patches = self._project_patches(found.vision_model_output.last_hidden_state)
+            patches = self._patches_of(found.vision_model_output)
             found["patch_embeds"] = F.normalize(patches, dim=-1)
         return found
 
@@ -169,10 +182,17 @@ class DreamLIPModel(DualEncoderModel):
         reads_patches = self.training and self.config.use_grouping_loss and tower is self.config.vision_config
         return super()._can_pool(tower) and not reads_patches
 
-    def _project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+    def _patches_of(self, vision: BaseModelOutputWithPooling) -> torch.Tensor:
+        """`[N, M, D]`, not normalised: of all scales with finer vision, else of the tower's last states."""
+        if isinstance(vision, FinerVisionOutput):
+            return vision.patch_features
+        return self.project_patches(vision.last_hidden_state)
+
+    def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """`[N, 1 + M, width]` to `[N, M, D]`; CLIP's tower norms its class token only."""
-        patches = self.vision_model.post_layernorm(last_hidden_state[:, 1:])
-        return (self.visual_projection if self.patch_projection is None else self.patch_projection)(patches)
+        if self.patch_projection is None:
+            return super().project_patches(last_hidden_state)
+        return self.patch_projection(self.vision_model.post_layernorm(last_hidden_state[:, 1:]))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
