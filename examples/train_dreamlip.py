@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.evaluation.scenes import scene_evaluators
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         captions_per_image=captions.captions_per_image,
         **vars(losses),
     )
-    image_size = model.config.vision_config.image_size
+    image_size = picture_side(model.config)
     report = contrastive_report()
     trainer = ContrastiveTrainer(
         model=model,

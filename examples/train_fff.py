@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
 from hf_clipplus.data.collators import contrastive_report
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import (
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if resume:
         model_args.model_name_or_path = resume
     model, processor, bias_is_open = build_model(model_args, data_args)
-    image_size = model.config.vision_config.image_size
+    image_size = picture_side(model.config)
     rows = open_training_rows(data_args, image_size)
     report = contrastive_report()
 

@@ -22,6 +22,7 @@ from hf_clipplus.data.clipart import EMBEDDED
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.data.sub_captions import LongAndShortCaption
 from hf_clipplus.evaluation.scenes import long_text_evaluators
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processor.tokenizer.model_max_length = model.extend_context(kept=options.kept, ratio=options.ratio)
         with torch.no_grad():
             model.logit_scale.fill_(log(FIRST_SCALE))
-    image_size = model.config.vision_config.image_size
+    image_size = picture_side(model.config)
     choose = LongAndShortCaption("long_caption" if data.dataset == EMBEDDED else "caption")
     report = contrastive_report()
     trainer = ContrastiveTrainer(

@@ -42,6 +42,14 @@ class EvaluationArguments:
     image_size: int = field(default=64, metadata={"help": "Side in pixels at which embedded drawings are made."})
     batch_size: int = field(default=64, metadata={"help": "Images and texts per forward pass."})
     autocast: str = field(default="float32", metadata={"help": f"Precision of the forward pass: {', '.join(DTYPES)}."})
+    finer_vision: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON of the scales and crops at which pictures are looked at, such as '{\"scales\": [1, 2]}', "
+            "with the weights as they are, see models.configuration_finer_vision.FinerVision. Embedded drawings are "
+            "made at --image_size: choose it large enough."
+        },
+    )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; None takes the GPU if there is one."})
     output: str = field(
         default="results.json", metadata={"help": "Results file; new results are added to an existing one."}
@@ -107,10 +115,11 @@ def evaluate(args: EvaluationArguments, command: str) -> Results:
         raise ValueError(f"autocast {args.autocast!r} is unknown: choose one of {', '.join(DTYPES)}")
     output = Path(args.output)
     results = Results.from_json(output) if output.exists() else Results()
-    model, processor = load_dual_encoder(args.model, device=args.device)
+    model, processor = load_dual_encoder(args.model, device=args.device, finer_vision=args.finer_vision)
+    looks = "" if args.finer_vision is None else f", finer vision {args.finer_vision}"
     facts = {"model": args.model, "split": args.split, "command": command, "hardware": describe_hardware()}
     for dataset, protocol, evaluator in build_evaluators(args):
         for metric, value in evaluator(model, processor).items():
-            results.add(metric, value, task=evaluator.task, dataset=dataset, protocol=protocol, **facts)
+            results.add(metric, value, task=evaluator.task, dataset=dataset, protocol=protocol + looks, **facts)
     results.to_json(output)
     return results

@@ -17,6 +17,7 @@ from hf_clipplus.evaluation.linear_probe import LinearProbe
 from hf_clipplus.evaluation.mmvp import PairEvaluator
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
+from hf_clipplus.models.configuration_finer_vision import picture_side
 
 CLIPART_TEMPLATES = ("a drawing of a {}", "clip art of a {}", "a picture of a {}", "{}")
 
@@ -54,7 +55,7 @@ def clipart_scores(model: torch.nn.Module, processor: Any, split: str = "test") 
 
     The metrics of the retrieval by name begin with `name_`.
     """
-    zero_shot, retrieval, by_name = clipart_evaluators(split, image_size=model.config.vision_config.image_size)
+    zero_shot, retrieval, by_name = clipart_evaluators(split, image_size=picture_side(model.config))
     found = zero_shot(model, processor) | retrieval(model, processor)
     for key, value in by_name(model, processor).items():
         prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)

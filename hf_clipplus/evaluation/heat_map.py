@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.models.configuration_finer_vision import FinerVision, picture_side
 from hf_clipplus.models.groupvit.processing_groupvit import GroupViTPlusProcessor
 
 from .encode import encode_texts
@@ -41,15 +42,18 @@ def heat_map_overlay(image, similarity, *, opacity: float = 0.6) -> Image.Image:
 def text_heat_map(model: nn.Module, processor: Any, image, text: str) -> Tensor:
     """Where a text is in a picture: its cosine with every pixel, `[h, w]` of the picture, see `patch_scores`.
 
-    The picture's shorter side is as long as the side that the model was made for.
+    The picture's shorter side is as long as the side that the model was made for, with finer vision of its largest
+    scale. Crops go where the text is, not the class token.
 
     Args:
         model, processor: with `get_patch_features` (DreamLIP).
         image: what `load_image` reads, of any size.
         text: of any length.
     """
-    side = model.config.vision_config.image_size
+    side = picture_side(model.config)
     pictures = GroupViTPlusProcessor(processor.image_processor, processor.tokenizer)
     inputs = pictures.segmentation_inputs([load_image(image)], short_side=side)
     embeds = encode_texts(model, processor, [text])
-    return patch_scores(model, inputs["pixel_values"][0], embeds, inputs["target_sizes"][0])[0]
+    settings = FinerVision.of(model.config)
+    guide = embeds if settings is not None and settings.crops else None
+    return patch_scores(model, inputs["pixel_values"][0], embeds, inputs["target_sizes"][0], guide_embeds=guide)[0]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.evaluation_mode import evaluation_mode
 from hf_clipplus.models.groupvit.segmentation_groupvit import GroupViTPlusSegmentation, windows
 
@@ -64,26 +65,35 @@ class PatchSegmenter:
         return GroupViTPlusSegmentation(labels, scores if output_scores else None)
 
 
-def patch_scores(model: nn.Module, picture: Tensor, text_embeds: Tensor, size: tuple[int, int]) -> Tensor:
+def patch_scores(
+    model: nn.Module,
+    picture: Tensor,
+    text_embeds: Tensor,
+    size: tuple[int, int],
+    *,
+    guide_embeds: Tensor | None = None,
+) -> Tensor:
     """Where texts are in a picture of any size: cosines `[N, h, w]` of texts and patches, one for every pixel.
 
     Between the centres of patches they are interpolated; where windows overlap they are averaged.
 
     Args:
-        model: has `get_patch_features(pixel_values)`.
+        model: a dual encoder with `get_patch_features(pixel_values)`.
         picture: `[3, H, W]`; a side shorter than a window is padded with 0, which is the mean colour.
         text_embeds: `[N, D]`, L2-normalised.
         size: (height, width) of the result.
+        guide_embeds: `[1, D]`, the text that chooses the crops of finer vision; the class token's choice when None.
     """
-    side = model.config.vision_config.image_size
+    side = picture_side(model.config)
     height, width = picture.shape[-2:]
     picture = F.pad(picture, (0, max(0, side - width), 0, max(0, side - height)))
     boxes = windows(*picture.shape[-2:], crop_size=side, stride=side // 2)
     crops = torch.stack([picture[:, y1:y2, x1:x2] for y1, y2, x1, x2 in boxes])
     with evaluation_mode(model):
-        patches = model.get_patch_features(crops.to(model.device, model.dtype)).float()
-    grid = side // model.config.vision_config.patch_size
-    scores = (patches @ text_embeds.to(patches).T).transpose(1, 2).unflatten(2, (grid, grid))
+        options = {} if guide_embeds is None else {"guide_embeds": guide_embeds.to(model.device)}
+        patches = model.get_patch_features(crops.to(model.device, model.dtype), **options).float()
+    grid = model.patch_grid(side, side)
+    scores = (patches @ text_embeds.to(patches).T).transpose(1, 2).unflatten(2, grid)
     scores = F.interpolate(scores, size=(side, side), mode="bilinear", align_corners=False)
     total = scores.new_zeros(len(text_embeds), *picture.shape[-2:])
     count = total.new_zeros(total.shape[1:])

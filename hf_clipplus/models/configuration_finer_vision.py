@@ -41,8 +41,8 @@ class FinerVision:
             raise ValueError(f"finer_vision.scales={self.scales}: expected numbers above 0, such as [1, 2].")
         if fractions := [scale for scale in scales if scale != int(scale)]:
             raise ValueError(
-                f"finer_vision.scales={self.scales}: a picture {fractions[0]} times as large is not divided by tiles of "
-                "the tower's size; expected whole numbers."
+                f"finer_vision.scales={self.scales}: tiles of the tower's size do not divide a picture {fractions[0]} "
+                "times as large; expected whole numbers."
             )
         scales = tuple(map(int, scales))
         if list(scales) != sorted(set(scales)) or scales[0] != 1:
@@ -117,8 +117,8 @@ class FinerVision:
         places = ((self.crop_zoom - 1) * (side // patch) + 1) ** 2
         if self.crops > places:
             raise ValueError(
-                f"finer_vision.crops={self.crops} is more than the {places} places that a region has on the patches of "
-                f"a picture of {side} pixels at crop_zoom={self.crop_zoom}."
+                f"finer_vision.crops={self.crops} is more than the {places} places that a region has on the patches "
+                f"of a picture of {side} pixels at crop_zoom={self.crop_zoom}."
             )
 
 

@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 CODE_ENTRIES = ("auto_map", "custom_pipelines")
 # why a variant does not have the field `finer_vision` of the dual encoders
 WITHOUT_FINER_VISION = {
-    "clipplus_groupvit": "its tower takes larger pictures as they are, and groups of different tiles have no counterpart",
+    "clipplus_groupvit": "its tower takes larger pictures as they are, and groups of two tiles have nothing in common",
     "clipplus_ape": "its backbone may have it: set it in backbone_config, or in the model that from_clip takes",
     "clipplus_clip_fsar": "it compares whole frames, and its temporal module takes one token a frame",
     "clipplus_ma_clip": "it compares whole frames, and its adapters mix the tokens of one frame",

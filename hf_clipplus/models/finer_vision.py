@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
 
 from hf_clipplus.ops.tilings import (
     choose_regions,
@@ -28,7 +27,7 @@ from hf_clipplus.ops.tilings import (
 from .configuration_finer_vision import FinerVision, picture_side
 from .pooled_layer import first_positions
 
-logger = logging.get_logger(__name__)
+FUSION_PREFIX = "view_fusion."  # of weights that a checkpoint may lack: they start as the mean
 
 
 @dataclass

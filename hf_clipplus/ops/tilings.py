@@ -11,7 +11,7 @@ LEVELS = 1024  # of a saliency map; sums of whole numbers do not depend on the o
 
 
 def cut_tiles(maps: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """`[N, C, H, W]` to `[N rows columns, C, H / rows, W / columns]`: the tiles of a map row by row, then the next map.
+    """`[N, C, H, W]` to `[N rows columns, C, H / rows, W / columns]`: a map's tiles row by row, then the next map's.
 
     Raises:
         ValueError: the grid does not divide height and width.
@@ -36,9 +36,9 @@ def stitch_tiles(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def resize_pictures(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`[N, C, H, W]` at another size, bicubic with antialiasing as Pillow does, in float32 at least; as it is if equal.
+    """`[N, C, H, W]` at another size, bicubic with antialiasing, in float32 at least; as it is if the size is equal.
 
-    Values are neither rounded nor clipped.
+    That is Pillow's filter, but values are neither rounded nor clipped.
     """
     if tuple(pictures.shape[-2:]) == tuple(size):
         return pictures

@@ -107,6 +107,12 @@ def _read_config(path: str, parser: HfArgumentParser) -> list[str]:
     return argv
 
 
+FINER_VISION_HELP = {
+    "help": "JSON of the scales and crops at which the model looks at pictures, such as '{\"scales\": [1, 2]}', see "
+    "models.configuration_finer_vision.FinerVision; the checkpoint's when left out."
+}
+
+
 @dataclass
 class PairDataArguments:
     """Where images and captions come from."""

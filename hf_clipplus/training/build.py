@@ -16,10 +16,12 @@ from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
+from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
+from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.ops.distributed import rank, world_size
 
-from .arguments import PairDataArguments
+from .arguments import FINER_VISION_HELP, PairDataArguments
 from .calibrate import set_auto_bias
 from .scratch import SIZES, build_fff, train_tokenizer
 from .start import load_to_train
@@ -73,11 +75,14 @@ class FFFModelArguments:
     p1_gate: float = field(default=0.24, metadata={"help": "Image-text threshold of the gate on image-image pairs."})
     p2: float = field(default=0.92, metadata={"help": "Image-image threshold."})
     p3: float = field(default=0.99, metadata={"help": "Text-text threshold."})
+    finer_vision: str | None = field(default=None, metadata=FINER_VISION_HELP)
 
     def config(self) -> dict[str, Any]:
         """Fields of `FFFConfig`."""
         start = ("model_name_or_path", "model_size", "tokenizer_name", "vocab_size")
         values = {name: value for name, value in vars(self).items() if name not in start and value is not None}
+        if self.finer_vision is not None:
+            values["finer_vision"] = FinerVision.read(self.finer_vision).to_dict()
         return values | {"mining_features": None if self.mining_features == "none" else self.mining_features}
 
 
@@ -135,6 +140,7 @@ def build_model(args: FFFModelArguments, data: PairDataArguments) -> tuple[FFFMo
     overrides.pop("logit_scale_init_value", None)  # the checkpoint's scale is kept
     model, random = load_to_train(FFFModel, args.model_name_or_path, added=("logit_bias",), **overrides)
     stock = AutoProcessor.from_pretrained(args.model_name_or_path)
+    fit_pictures(stock, model.config)
     return model, FFFProcessor(stock.image_processor, stock.tokenizer), "logit_bias" in random
 
 

@@ -18,10 +18,12 @@ from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.data.sub_captions import LENGTHS, SOURCES, SubCaptions
 from hf_clipplus.evaluation.scenes import PREAMBLE
+from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.models.dual_encoder import DualEncoderModel
+from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
-from .arguments import PairDataArguments
+from .arguments import FINER_VISION_HELP, PairDataArguments
 from .build import TOKENIZER_SAMPLE, open_pairs, open_retrieval
 from .scratch import SIZES, build_from_nothing, train_tokenizer
 from .start import load_to_train
@@ -53,6 +55,7 @@ class StartArguments:
         default=None,
         metadata={"help": "Pictures of --caption_files: a folder, or a table (CSV, parquet) with `url` and `path`."},
     )
+    finer_vision: str | None = field(default=None, metadata=FINER_VISION_HELP)
 
 
 @dataclass
@@ -96,9 +99,12 @@ def start_model(
         ValueError: the checkpoint lacks other weights.
     """
     name = args.model_name_or_path
+    if args.finer_vision is not None:
+        config["finer_vision"] = FinerVision.read(args.finer_vision).to_dict()
     if name is not None:
         model, _ = load_to_train(model_class, name, added=added, **config)
         stock = AutoProcessor.from_pretrained(name)
+        fit_pictures(stock, model.config)
         return model, processor_class(stock.image_processor, stock.tokenizer)
     if args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)

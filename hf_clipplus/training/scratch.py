@@ -11,6 +11,7 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedModel, ProcessorMixin
 
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
 
@@ -96,7 +97,7 @@ def build_from_nothing(
             **config,
         )
     )
-    side = facts["image"]
+    side = picture_side(model.config)
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return model, processor_class(image_processor, tokenizer)
 

@@ -73,8 +73,8 @@ class DIVAForDiffusionFeedback(DIVAModel):
         super().__init__(config)
         if FinerVision.of(config) is not None:
             raise ValueError(
-                "DIVAForDiffusionFeedback has no finer_vision: the diffusion model judges the tokens of one picture at "
-                "the tower's size. Load with finer_vision=None, and switch it on in the trained DIVAModel."
+                "DIVAForDiffusionFeedback has no finer_vision: the diffusion model judges the tokens of one picture "
+                "at the tower's size. Load with finer_vision=None, and switch it on in the trained DIVAModel."
             )
         projector = {"linear": LinearProjector, "mlp": MLPProjector}[config.projector]
         self.visual_proj = projector(config.visual_dim, config.condition_dim)
