@@ -129,9 +129,10 @@ class _Views:
             crops = self._crops(pixel_values, corners)
             crop_outputs = self.encode(crops, not self.patches_wanted)
             entries.append(_mean_unit(F.normalize(crop_outputs.pooler_output, dim=-1), images))
+        fusion = self.model.view_fusion
         found = FinerVisionOutput(
             last_hidden_state=outputs.last_hidden_state[:images],
-            pooler_output=self._join(entries, "pooled"),
+            pooler_output=_join(entries, fusion and fusion.pooled),
             hidden_states=_first(outputs.hidden_states, images),
             attentions=_first(outputs.attentions, images),
         )
@@ -169,12 +170,8 @@ class _Views:
         if crop_map is not None:
             values, covered = (resample_map(each, size) for each in crop_map)
             entries.append(values + (1 - covered) * torch.stack(entries).mean(0))
-        return self._join([each.flatten(2).transpose(1, 2) for each in entries], "patches")
-
-    def _join(self, entries: list[Tensor], which: str) -> Tensor:
-        if self.settings.fusion == "mean":
-            return torch.stack(entries).mean(0)
-        return getattr(self.model.view_fusion, which)(torch.cat(entries, dim=-1))
+        fusion = self.model.view_fusion
+        return _join([each.flatten(2).transpose(1, 2) for each in entries], fusion and fusion.patches)
 
     @staticmethod
     def _times(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -190,6 +187,11 @@ class FinerVisionMixin:
 
     has_patch_features = False
 
+    @property
+    def trains_patches(self) -> bool:
+        """Whether a loss reads patches, so that their joining can be trained; it is their mean otherwise."""
+        return False
+
     def add_view_fusion(self) -> None:
         """Make the trained weights that the configuration asks for; called while the model is built."""
         settings, self.view_fusion = FinerVision.of(self.config), None
@@ -197,7 +199,7 @@ class FinerVisionMixin:
             return
         settings.check_tower(self.config.vision_config)
         if settings.fusion == "projection":
-            self.view_fusion = ViewFusion(settings.entries, self.config.joint_dim, self.has_patch_features)
+            self.view_fusion = ViewFusion(settings.entries, self.config.joint_dim, self.trains_patches)
 
     def set_finer_vision(self, finer_vision: dict[str, Any] | None, processor: Any = None) -> None:
         """Look at pictures otherwise from now on; `from_pretrained(..., finer_vision=...)` does the same at loading.
@@ -280,6 +282,11 @@ def _base_size(config, settings: FinerVision, pixel_values: Tensor, any_size: bo
 def _mean_unit(parts: Tensor, images: int) -> Tensor:
     """Unit vectors `[N V, D]`, picture by picture, to the unit vector of each picture's mean, `[N, D]`."""
     return F.normalize(parts.unflatten(0, (images, -1)).mean(1), dim=-1)
+
+
+def _join(entries: list[Tensor], linear: nn.Linear | None) -> Tensor:
+    """`[..., D]` of each scale to one, by the trained projection where there is one."""
+    return torch.stack(entries).mean(0) if linear is None else linear(torch.cat(entries, dim=-1))
 
 
 def _first(states: tuple[Tensor, ...] | None, count: int) -> tuple[Tensor, ...] | None:

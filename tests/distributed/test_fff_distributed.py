@@ -73,6 +73,8 @@ RUNS = {
     "cache and accumulation": {"gradient_cache_chunk_size": 2, "gradient_accumulation_steps": 2},
 }
 THRESHOLDS = {"p1": 0.4, "p1_gate": 0.1, "p2": 0.3, "p3": 0.4}
+FINER = {"scales": [1, 2], "fusion": "projection"}
+RUNS["finer vision"] = {"config": THRESHOLDS | {"finer_vision": FINER}, "gradient_cache_chunk_size": 3}
 
 
 def run_settings(output, run, batch):

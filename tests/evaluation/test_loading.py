@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, GroupViTConfig
 
+from hf_clipplus import GroupViTPlusConfig
+from hf_clipplus.evaluation.encode import encode_images, encode_texts
 from hf_clipplus.evaluation.loading import load_dual_encoder
 
 
@@ -62,3 +65,41 @@ def test_something_else_than_a_dual_encoder_is_an_error(clip, folder, tmp_path):
     (folder / "processor_config.json").unlink()
     with pytest.raises(ValueError, match="processor"):
         load_dual_encoder(folder)
+
+
+FINER = {"scales": [1, 2], "crops": 1}
+
+
+def test_a_stock_clip_can_look_finer(clip, folder):
+    """One scale gives its embeddings; more give others, of larger pictures."""
+    stock, picture = clip[0], Image.effect_noise((50, 40), 60).convert("RGB")
+    embeds = {}
+    for name, settings in {"stock": None, "one scale": {"scales": [1]}, "finer": FINER}.items():
+        model, processor = load_dual_encoder(folder, device="cpu", finer_vision=settings)
+        embeds[name] = encode_images(model, processor, [picture])
+        assert torch.equal(
+            encode_texts(model, processor, ["red", "a blue"]), encode_texts(stock, clip[1], ["red", "a blue"])
+        )
+    assert torch.equal(embeds["one scale"], embeds["stock"])
+    assert not torch.allclose(embeds["finer"], embeds["stock"], atol=1e-3)
+    side = stock.config.vision_config.image_size
+    assert processor(images=picture, return_tensors="pt")["pixel_values"].shape[-2:] == (2 * side, 2 * side)
+
+
+def test_a_new_projection_may_be_missing(clip, folder, tmp_path):
+    settings = FINER | {"fusion": "projection"}
+    with_projection = load_dual_encoder(folder, device="cpu", finer_vision=settings)
+    mean = load_dual_encoder(folder, device="cpu", finer_vision=FINER)
+    picture = Image.effect_noise((50, 40), 60).convert("RGB")
+    torch.testing.assert_close(encode_images(*with_projection, [picture]), encode_images(*mean, [picture]))
+
+
+def test_what_has_no_finer_vision_is_an_error(clip, tmp_path):
+    GroupViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a 'groupvit' has no finer_vision"):
+        load_dual_encoder(tmp_path, finer_vision=FINER)
+    GroupViTPlusConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="GroupViTPlusConfig has no finer_vision: its tower takes larger pictures"):
+        load_dual_encoder(tmp_path, finer_vision=FINER)
+    with pytest.raises(ValueError, match="is no JSON"):
+        load_dual_encoder(tmp_path, finer_vision="[1, 2")

@@ -18,6 +18,7 @@ from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.sources import IndexedRows
 from hf_clipplus.models.fff import FFFConfig, FFFModel, FFFProcessor
+from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments
 from hf_clipplus.training.scratch import train_tokenizer
 
@@ -65,9 +66,10 @@ def make_model(seed: int = 0, attention_dropout: float = 0.0, **config) -> tuple
     torch.manual_seed(seed)
     config = {"text_config": text.to_dict(), "vision_config": vision.to_dict(), "projection_dim": 12} | config
     size = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
-    return FFFModel(FFFConfig(**config)), FFFProcessor(
-        CLIPImageProcessorPil(size=size[0], crop_size=size[1]), tokenizer
-    )
+    model = FFFModel(FFFConfig(**config))
+    processor = FFFProcessor(CLIPImageProcessorPil(size=size[0], crop_size=size[1]), tokenizer)
+    fit_pictures(processor, model.config)
+    return model, processor
 
 
 def make_trainer(

@@ -64,6 +64,10 @@ class DreamLIPModel(DualEncoderModel):
 
     has_patch_features = True
 
+    @property
+    def trains_patches(self) -> bool:
+        return self.config.use_grouping_loss
+
     def add_modules(self) -> None:
         config = self.config
         self.patch_projection = self.logit_scale_local = None
