@@ -200,10 +200,14 @@ def test_crops_go_where_the_guide_is():
 
 
 class KnownText(DreamLIPModel):
-    """Every text is the patch feature that `show` was given."""
+    """Every text is `shown`; remembers what guided the crops."""
 
     def encode_text(self, input_ids, attention_mask=None, normalize=True):
         return self.shown
+
+    def get_patch_features(self, *args, **kwargs):
+        self.guide = kwargs.get("guide_embeds")
+        return super().get_patch_features(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -221,6 +225,7 @@ def test_heat_maps_are_finer(tokenizer):
         model.__class__, model.shown = KnownText, local_model().get_patch_features(yellow)[:, 0]
         heat = text_heat_map(model, processor, picture, "yellow")
         assert heat.shape == place.shape
+        assert (model.guide is not None) == ("crops" in (settings or {}))
         share = (heat - heat.min()) / (heat.max() - heat.min())
         errors.append(float((share - place).abs().mean()))
     assert max(errors[1:]) < 0.8 * errors[0]
