@@ -1,13 +1,20 @@
 """Arguments of a script: YAML file, command line, which of them wins, and what wrong ones say."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hf_clipplus.models.configuration_finer_vision import FinerVision
+from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
 from hf_clipplus.training import ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training.build import FFFModelArguments, build_model
+from hf_clipplus.training.long_caption_build import StartArguments, start_model
+
+ENCODER = Path(__file__).parents[2] / "examples" / "checkpoints" / "clipart-clip"
 
 
 @dataclass
@@ -144,3 +151,19 @@ def test_committed_configs_name_known_arguments(path, tmp_path):
     *_, args = parse_arguments(kinds, "A test.", line)
     assert args.output_dir == str(tmp_path)
     assert CONFIGS
+
+
+def test_finer_vision_reaches_model_and_processor():
+    """Of a checkpoint that has none: the projection is new, and pictures are as large as the scales need."""
+    given = {"scales": [1, 2], "fusion": "projection"}
+    options = {"model_name_or_path": str(ENCODER), "finer_vision": json.dumps(given)}
+    fff, processor, bias_is_open = build_model(
+        FFFModelArguments(**options, mining_features="none"), PairDataArguments()
+    )
+    assert not bias_is_open
+    clip, its_processor = start_model(LongCLIPModel, LongCLIPProcessor, StartArguments(**options), PairDataArguments())
+    for model, own in ((fff, processor), (clip, its_processor)):
+        assert FinerVision.of(model.config) == FinerVision.read(given)
+        assert dict(own.image_processor.crop_size) == {"height": 96, "width": 96}
+    kept = FFFModelArguments(model_name_or_path=str(ENCODER)).config()
+    assert "finer_vision" not in kept  # a resumed run goes on with what its checkpoint says
