@@ -16,6 +16,7 @@ from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
+from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
 from hf_clipplus.ops.distributed import rank, world_size
 
@@ -157,9 +158,11 @@ def build_collator(
     )
 
 
-def choose_bias(model: FFFModel, rows: Iterable[dict], collator: ContrastiveCollator, batch_size: int) -> float:
+def choose_bias(
+    model: DualEncoderModel, rows: Iterable[dict], collator: ContrastiveCollator, batch_size: int
+) -> float:
     """Set the first bias from a few batches (`calibrate.set_auto_bias`); the report does not count these rows."""
-    quiet = ContrastiveCollator(collator.processor, **collator.selection, seed=collator.seed)
+    quiet = ContrastiveCollator(collator.processor, choose=collator.choose, seed=collator.seed)
     stream = iter(rows[i] for i in torch.randperm(len(rows)).tolist()) if hasattr(rows, "__len__") else iter(rows)
     stream = itertools.islice(stream, rank(), None, world_size())  # the share of positives is one among all processes
     batches = [quiet(chunk) for _ in range(BIAS_BATCHES) if (chunk := list(itertools.islice(stream, batch_size)))]

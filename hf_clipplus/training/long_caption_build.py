@@ -121,7 +121,13 @@ def open_rows(
 
 
 def build_collator(
-    processor: DualEncoderProcessor, data: PairDataArguments, choose: CaptionChoice, *, seed: int, report: DataReport
+    processor: DualEncoderProcessor,
+    data: PairDataArguments,
+    choose: CaptionChoice,
+    *,
+    seed: int,
+    report: DataReport,
+    **kwargs,
 ) -> ContrastiveCollator:
     """The collator that the arguments describe."""
     side = dict(processor.image_processor.crop_size)["height"]
@@ -131,9 +137,11 @@ def build_collator(
         choose=choose,
         augment_image=augment,
         augment_text=RandomWordDeletion(data.word_deletion) if data.word_deletion else None,
+        equal_texts_are_positive=data.equal_texts_are_positive,
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
+        **kwargs,
     )
 
 
