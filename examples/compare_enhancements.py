@@ -26,17 +26,18 @@ from hf_clipplus.data.fine_grained_scenes import KINDS
 from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.clipart import clipart_evaluators
+from hf_clipplus.evaluation.fine_grained_scores import CHANCES
 from hf_clipplus.evaluation.scenes import fine_grained_scenes, scene_evaluators
-from hf_clipplus.evaluation.tables import named_scores, runs_table
+from hf_clipplus.evaluation.tables import runs_table, under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import choose_bias
-from hf_clipplus.training.long_caption_build import SIZES, build_collator, build_from_nothing, scene_texts
-from hf_clipplus.training.run import run_once, step_seconds
-from hf_clipplus.training.scratch import sine_positions, train_tokenizer, whiten_patches
+from hf_clipplus.training.long_caption_build import build_collator, scene_texts
+from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, sine_positions, train_tokenizer, whiten_patches
 
 CAPTIONS = 7
 TRIAL_STEPS = 30
@@ -106,20 +107,14 @@ class CompareArguments:
     scenes: int = field(default=300, metadata={"help": "Held-out scenes to retrieve from."})
     pairs: int = field(default=120, metadata={"help": "Held-out pairs of each kind."})
     split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
-    output_dir: str = field(default="outputs/compare_enhancements", metadata={"help": "Models, scores, table.md."})
+    output_dir: str = field(default="outputs/compare_enhancements", metadata={"help": "Models, scores, tables."})
 
 
-def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """The scores of one arm on held-out drawings, read from `output_dir/<arm>-<seed>` if they are there."""
-    folder = Path(args.output_dir) / f"{name}-{seed}"
-    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    return run_once(folder / "scores.json", settings, lambda: train_arm(ARMS[name], seed, args, folder))
-
-
-def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict[str, float]:
+def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it in `folder`, and return its scores on held-out drawings."""
     set_seed(seed)
-    side, train_split = SIZES["scene"]["image"], "train" if args.split == "validation" else "train+validation"
+    arm, side = ARMS[name], SIZES["scene"]["image"]
+    train_split = "train" if args.split == "validation" else "train+validation"
     tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=SIZES["scene"]["context"])
     model, processor = build_from_nothing(arm.model, PROCESSORS[arm.model], "scene", tokenizer, **arm.config)
     world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=seed)
@@ -158,30 +153,28 @@ def train_arm(arm: Arm, seed: int, args: CompareArguments, folder: Path) -> dict
     seconds = time.perf_counter() - start
     trainer.save_model()
     times = {"steps": steps, "minutes": seconds / 60, "step_ms": 1000 * seconds / steps}
-    return named_scores(evaluators_of(args, side), model, processor) | times
+    return scores_of(model, processor, args, side) | times
 
 
-def evaluators_of(args: CompareArguments, side: int) -> list:
+def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, side: int) -> dict[str, float]:
     """Retrieval of scenes, zero-shot classification of drawings, and fine-grained pairs."""
-    return [
+    evaluators = (
         scene_evaluators(args.split, image_size=side, length=args.scenes)[0],
         clipart_evaluators(args.split, image_size=side)[0],
         fine_grained_scenes(args.split, image_size=side, pairs_per_kind=args.pairs),
-    ]
+    )
+    found = {}
+    for evaluator in evaluators:
+        found |= under_name(evaluator.name, evaluator(model, processor))
+    return found | {f"chance_{metric}": CHANCES["group"] for metric in GROUP_BY_KIND.values()}
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms}
-    for seed, name in itertools.product(args.seeds, args.arms):
-        print(f"== {ARMS[name].label}, seed {seed}", flush=True)
-        found = run_arm(name, seed, args)
-        chance = found["chance_scenes_fine_grained_group"]
-        scores[name].append(found | {f"chance_{metric}": chance for metric in GROUP_BY_KIND.values()})
-    labelled = {ARMS[name].label: runs for name, runs in scores.items()}
-    table = f"{runs_table(labelled, METRICS, MEANS)}\n\n{runs_table(labelled, GROUP_BY_KIND, {})}"
-    (Path(args.output_dir) / "table.md").write_text(table + "\n")
-    print(table)
+    scores = run_arms(ARMS, args, partial(train_arm, args), METRICS, MEANS)
+    by_kind = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, GROUP_BY_KIND, {})
+    (Path(args.output_dir) / "group_by_kind.md").write_text(by_kind + "\n", encoding="utf-8")
+    print(f"\n{by_kind}")
     return scores
 
 

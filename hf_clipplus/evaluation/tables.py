@@ -1,20 +1,7 @@
 """Markdown tables of several runs per row."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-from torch import nn
-
-
-def named_scores(evaluators: Iterable[Callable], model: nn.Module, processor: Any) -> dict[str, float]:
-    """What evaluators say of a model: `<name>_<metric>`, and chance levels as `chance_<name>_<metric>`."""
-    found = {}
-    for evaluator in evaluators:
-        for key, value in evaluator(model, processor).items():
-            prefix, metric = ("chance_", key[7:]) if key.startswith("chance_") else ("", key)
-            found[f"{prefix}{evaluator.name}_{metric}"] = value
-    return found
+from collections.abc import Mapping, Sequence
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
