@@ -78,7 +78,7 @@ def of_the_model(rows: slice) -> dict[str, torch.Tensor]:
         scalars = ("logit_scale", "logit_scale_local", *(("logit_bias",) if name == "sigmoid" else ()))
         found |= {f"{name}.{key}": getattr(model, key).grad for key in scalars}
         if name == "sigmoid":
-            found["sigmoid.mined"] = result["statistics"]["mined"].double() * len(embeds["image_embeds"])
+            found["sigmoid.mined"] = (result["statistics"]["mined"] * len(embeds["image_embeds"])).round()
     return found
 
 
