@@ -8,7 +8,13 @@ from transformers.utils import logging
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
 from hf_clipplus.ops.contrastive import logit_statistics, sigmoid_loss, softmax_loss
 from hf_clipplus.ops.distributed import all_gather_ragged, gather_integers, gather_sizes, rank
-from hf_clipplus.ops.positives import Positives, default_owners, mine_positives, positives_from_ids
+from hf_clipplus.ops.positives import (
+    Positives,
+    apart_from_negatives,
+    default_owners,
+    mine_positives,
+    positives_from_ids,
+)
 
 from .configuration_fff import FFFConfig
 
@@ -72,7 +78,9 @@ class FFFModel(DualEncoderModel):
 
         Args:
             embeddings: `image_embeds [N, D]` and `text_embeds [C, D]` of this process.
-            caption_owner: `[C]` int64, image of each caption; contiguous groups of C/N when left out.
+            caption_owner: image of each caption, int64; contiguous groups of C/N when left out. With an entry of -1
+                for each of M false captions among `text_embeds [C + M, D]`, which are negative for every image;
+                everything below is of the C captions, in their order.
             image_ids: `[N]` int64, equal id = same picture (also across processes), negative = not known.
             caption_ids: `[C]` int64, equal id = same text, negative = not known.
             mining_image_features, mining_text_features: `[N, Df]`, `[C, Df]` features to mine from; a row of zeros is
@@ -88,7 +96,8 @@ class FFFModel(DualEncoderModel):
             ValueError: an owner out of range, ids or features of the wrong length, only one kind of mining features,
                 NaN features, features of another width in another process.
         """
-        images, texts = embeddings.image_embeds, embeddings.text_embeds
+        images = embeddings.image_embeds
+        texts, caption_owner, negatives = apart_from_negatives(embeddings.text_embeds, caption_owner)
         if positives is None:
             if self.config.mining_features in (None, "online"):
                 mining_image_features = mining_text_features = None
@@ -108,7 +117,7 @@ class FFFModel(DualEncoderModel):
         else:
             captions = sum(gather_sizes(texts.shape[0], texts.device))
             pairs, mined = Positives.coerce(positives, (images.shape[0], captions)), {}
-        options = {"tile_size": self.config.loss_tile_size}
+        options = {"tile_size": self.config.loss_tile_size, "negatives": negatives}
         if self.config.contrastive_loss == "softmax":
             loss = softmax_loss(images, texts, pairs, self.logit_scale, **options)
             loss = loss + 0.0 * self.logit_bias.sum()  # the bias stays part of the graph: DDP wants every parameter
