@@ -169,7 +169,7 @@ class ContrastiveCollator:
     def _caption_ids(self, row: Mapping[str, Any], captions: list[str]) -> list[int]:
         """The id of each chosen caption: the row's, else the hash of its text if wanted, else unknown."""
         given = row.get("caption_id")
-        candidates = _candidates(row)
+        candidates = caption_candidates(row)
         if not isinstance(given, (list, tuple, np.ndarray)):
             given = [given] + [None] * (len(candidates) - 1)
         _check_length(row, "caption_id", given, candidates)
@@ -187,7 +187,7 @@ class ContrastiveCollator:
         image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
         if text.ndim == 1:
             return image[None], np.repeat(text[None], len(captions), 0)
-        candidates = _candidates(row)
+        candidates = caption_candidates(row)
         _check_length(row, "mining_text_features", text, candidates)
         return image[None], text[[candidates.index(caption) for caption in captions]]
 
@@ -216,7 +216,7 @@ def row_name(row: Mapping[str, Any], index: int) -> str:
     return f"row {index}" + (f" ({path})" if path else "")
 
 
-def _candidates(row: Mapping[str, Any]) -> list[str]:
+def caption_candidates(row: Mapping[str, Any]) -> list[str]:
     """All captions of a row, the raw one first, blank ones included: the order of columns with an entry for each."""
     texts = ([row["caption"]] if "caption" in row else []) + list(row.get("pseudo_captions") or [])
     return [(text or "").strip() for text in texts]
