@@ -17,7 +17,7 @@ from .clipart_canvas import COLOUR_NAMES
 from .clipart_facts import TURNS
 from .clipart_scenes import NUMBERS
 from .clipart_text import plural, with_article
-from .scene_facts import LIKE_COLOURS, scene_reader
+from .scene_facts import LIKE_COLOURS, has_scene_facts, scene_reader
 from .text_structure import Parser, Phrase, Span, replaced, row_structure, swapped
 
 KINDS = ("attributes", "relation", "count", "colour", "place", "orientation", "object")
@@ -266,6 +266,12 @@ def text_reader(parser: Parser | None = None, objects: Sequence[str] = ()) -> Re
     return lambda row, captions: [TextChanges(row, text, parser=parser, objects=objects) for text in captions]
 
 
+def caption_reader(parser: Parser | None = None, objects: Sequence[str] = ()) -> Reader:
+    """A reader by the facts of rows that have them (embedded scenes), and of other rows by their texts."""
+    by_text = text_reader(parser, objects)
+    return lambda row, captions: (scene_reader if has_scene_facts(row) else by_text)(row, captions)
+
+
 def same_words(text: str) -> tuple[str, ...]:
     """Equal for texts that differ in letter case, punctuation and articles only."""
     return tuple(word for word in _words(text) if word not in ("a", "an", "the"))
@@ -281,6 +287,3 @@ def _exclude_each_other(one: str, other: str) -> bool:
         return one != other and frozenset((one, other)) not in LIKE_COLOURS
     sizes = [next((number for number, group in enumerate(SIZES) if word in group), None) for word in (one, other)]
     return None not in sizes and sizes[0] != sizes[1]
-
-
-__all__ = ["KINDS", "HardNegativeSelection", "HardNegatives", "TextChanges", "scene_reader", "text_reader"]

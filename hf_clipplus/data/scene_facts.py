@@ -15,6 +15,7 @@ from .clipart_text import CLASS_NAMES, plural, with_article
 from .text_structure import Phrase, Relation, Span, TextStructure, replaced, swapped
 
 BACKGROUND = "background"
+_FACTS = frozenset({"objects", "background", "image"})
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 MIXED_COLOURS = ("colourful", "black and white")  # of which any colour may be said
 
@@ -101,8 +102,8 @@ class SceneFacts:
     """
 
     def __init__(self, row: Mapping[str, Any]):
-        if missing := {"objects", "background", "image"} - row.keys():
-            raise ValueError(f"SceneFacts need rows of SceneWorld: {sorted(missing)} missing in {sorted(row)}.")
+        if not has_scene_facts(row):
+            raise ValueError(f"SceneFacts need rows of SceneWorld with {sorted(_FACTS)}, got {sorted(row)}.")
         self.objects, self.background, self.size = row["objects"], row["background"], row["image"].height
         self.nouns = dict(_CLASS_NOUNS)  # as it stands in a text -> singular, whether plural
         for name in {item["name"] for item in self.objects}:
@@ -225,6 +226,11 @@ class SceneFacts:
         """x and y of the middle of an object's box, over the side."""
         x0, y0, x1, y1 = item["box"]
         return (x0 + x1) / 2 / self.size, (y0 + y1) / 2 / self.size
+
+
+def has_scene_facts(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of `SceneWorld`, with all that it knows."""
+    return row.keys() >= _FACTS
 
 
 class SceneChanges:

@@ -13,7 +13,7 @@ from typing import Any
 from .clipart_scenes import NUMBERS
 from .clipart_text import with_article
 from .collators import caption_candidates, row_name
-from .nouns import Tagger
+from .nouns import Tagger, nltk_tagger
 
 Span = tuple[int, int]  # characters: the first, and the one behind the last
 
@@ -219,6 +219,20 @@ def spacy_parser(model: Any = "en_core_web_sm") -> Parser:
     return lambda text: _structure_of_doc(text, model(text))
 
 
+def find_parser() -> Parser:
+    """spaCy's parser if it is there with its model, else the rules over NLTK's tags.
+
+    Raises:
+        ImportError: neither is there.
+    """
+    for make in (spacy_parser, lambda: tagged_parser(nltk_tagger())):
+        try:
+            return make()
+        except ImportError as error:
+            problem = error
+    raise ImportError(f"neither spaCy nor NLTK can parse here. {problem}") from problem
+
+
 def _structure_of_doc(text: str, doc) -> TextStructure:
     def span(first, last) -> Span:
         return first.idx, last.idx + len(last.text)
@@ -293,8 +307,8 @@ def row_structure(row: Mapping[str, Any], caption: str, parser: Parser | None = 
     if parser is None:
         raise ValueError(
             "rows have neither `structures` nor `tags`, and there is no parser: pass "
-            "parser=hf_clipplus.data.text_structure.spacy_parser() or tagged_parser(hf_clipplus.data.nouns."
-            "find_tagger()), or a function text -> TextStructure."
+            "parser=hf_clipplus.data.text_structure.spacy_parser() or tagged_parser(...) with "
+            "a tagger of hf_clipplus.data.nouns, or a function text -> TextStructure."
         )
     return parser(caption)
 
