@@ -14,6 +14,7 @@ from .clipart_scenes import NUMBERS
 from .clipart_text import with_article
 from .collators import caption_candidates, row_name
 from .nouns import Tagger, nltk_tagger
+from .report import DataReport
 
 Span = tuple[int, int]  # characters: the first, and the one behind the last
 
@@ -370,6 +371,7 @@ class StructureSpans:
         parser: see the module.
         sentence: share of the whole text in the embedding, in [0, 1]; the phrases share the rest.
         pooling: of the phrases, see `phrase_weights`.
+        report: where texts without phrases are counted, e.g. `contrastive_report()`.
 
     Raises:
         ValueError: a share outside [0, 1], an unknown pooling.
@@ -382,6 +384,7 @@ class StructureSpans:
     parser: Parser
     sentence: float = 0.5
     pooling: str = "graph"
+    report: DataReport | None = None
 
     def __post_init__(self):
         if not 0 <= self.sentence <= 1:
@@ -392,6 +395,8 @@ class StructureSpans:
         """(start, end, weight) of each part; none when there are no phrases."""
         structure = self.parser(text)
         if not structure.phrases:
+            if self.report is not None:
+                self.report.add("caption without structure", text)
             return []
         whole = [(0, len(text), self.sentence)] if self.sentence else []
         if self.sentence == 1:
