@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +148,7 @@ class SceneFacts:
                 return True
         return False
 
+    @cached_property
     def absent(self) -> list[str]:
         """The classes to which nothing in the scene could be said to belong."""
         return [name for name in CLASS_NAMES if not self._called(name)]
@@ -200,7 +201,7 @@ class SceneFacts:
         if not mention.listed or mention.count is None or mention.colour is not None:
             return False
         exact = [item for item in meant if mention.noun in (item["name"], item["class_name"])]
-        counts = {len(exact), len(meant), *(item["count"] for item in exact)} - {0}
+        counts = {len(meant), *(item["count"] for item in exact), len(exact) or 1}
         return not min(counts) <= mention.count <= max(counts)
 
     def _stands(self, item: Mapping[str, Any], place: str) -> bool:
@@ -317,7 +318,7 @@ class SceneChanges:
 
     def object(self) -> list[str]:
         """An object replaced by a class of which there is none."""
-        absent = self.facts.absent()
+        absent = self.facts.absent
         return [
             replaced(self.caption, phrase.head, plural(name) if mention.is_plural else name)
             for phrase, mention in zip(self.structure.phrases, self.mentions, strict=True)

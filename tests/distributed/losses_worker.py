@@ -79,7 +79,8 @@ def compute_slots(world: int, rank: int, name: str) -> dict[str, torch.Tensor]:
         loss = circle_loss(images, texts, negatives=negatives)
     loss.backward()
     names = ("grad_images", "grad_texts", "grad_negatives")
-    return {"loss": loss.detach()} | {key: leaf.grad for key, leaf in zip(names, leaves, strict=True)}
+    grads = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)  # a rank without negatives
+    return {"loss": loss.detach()} | dict(zip(names, grads, strict=True))
 
 
 def make_model(loss: str, tile: int | None) -> FFFModel:
