@@ -31,6 +31,7 @@ class MinedPositivesMixin:
         mining_text_features: torch.Tensor | None = None,
         positives: torch.Tensor | None = None,
         mine_online: bool | None = None,
+        negatives: torch.Tensor | None = None,
         **_,
     ) -> dict[str, torch.Tensor]:
         """Embeddings to loss, over the batches of all processes.
@@ -46,6 +47,7 @@ class MinedPositivesMixin:
             positives: instead of all of the above: bool `[N, C]` or coordinates `[2, P]` (captions numbered over all
                 processes).
             mine_online: whether online mining has begun; the trainer sets it after the warm-up.
+            negatives: `[M, D]`, L2-normalised; texts of no image, negative for every image.
 
         Returns:
             `loss`, `positives [2, P]` and `statistics`.
@@ -73,7 +75,7 @@ class MinedPositivesMixin:
         else:
             captions = sum(gather_sizes(texts.shape[0], texts.device))
             pairs, mined = Positives.coerce(positives, (images.shape[0], captions)), {}
-        options = {"tile_size": self.config.loss_tile_size}
+        options = {"tile_size": self.config.loss_tile_size, "negatives": negatives}
         if self.config.contrastive_loss == "softmax":
             loss = softmax_loss(images, texts, pairs, self.logit_scale, **options)
             loss = loss + 0.0 * self.logit_bias.sum()  # the bias stays part of the graph: DDP wants every parameter

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from transformers import AutoProcessor, AutoTokenizer
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
+from hf_clipplus.data.hard_negatives import HardNegatives, caption_reader
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
+from hf_clipplus.data.text_structure import find_parser
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.models.dual_encoder import DualEncoderModel
@@ -154,8 +157,27 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
+        hard_negatives=hard_negatives_of(data),
         **kwargs,
     )
+
+
+def hard_negatives_of(data: PairDataArguments) -> HardNegatives | None:
+    """What makes the false captions that the arguments ask for; None when they ask for none.
+
+    Rows of embedded scenes are judged by their facts; captions of other rows are parsed by what is installed, see
+    `find_parser`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if not data.hard_negatives:
+        return None
+    reader = caption_reader(lambda text: _installed_parser()(text), data.hard_negative_objects)
+    return HardNegatives(data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader)
+
+
+_installed_parser = lru_cache(maxsize=1)(find_parser)
 
 
 def choose_bias(

@@ -22,7 +22,7 @@ from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
 from .arguments import PairDataArguments
-from .build import TOKENIZER_SAMPLE, open_pairs, open_retrieval
+from .build import TOKENIZER_SAMPLE, hard_negatives_of, open_pairs, open_retrieval
 from .scratch import SIZES, build_from_nothing, train_tokenizer
 from .start import load_to_train
 
@@ -141,6 +141,7 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
+        hard_negatives=hard_negatives_of(data),
         **kwargs,
     )
 

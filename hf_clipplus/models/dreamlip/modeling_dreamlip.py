@@ -11,7 +11,7 @@ from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderMo
 from hf_clipplus.models.mined_positives import MinedPositivesMixin
 from hf_clipplus.ops.contrastive import slot_softmax_loss
 from hf_clipplus.ops.patch_groups import circle_loss, grouping_loss
-from hf_clipplus.ops.positives import default_owners
+from hf_clipplus.ops.positives import apart_from_negatives, default_owners
 
 from .configuration_dreamlip import DreamLIPConfig
 
@@ -121,6 +121,8 @@ class DreamLIPModel(MinedPositivesMixin, DualEncoderModel):
             embeddings: `image_embeds [N, D]`, `text_embeds [N K, D]` (the K captions of the first image, then those
                 of the second, ...), and `patch_embeds [N, M, D]` with a grouping loss.
             caption_owner: `[N K]`, image of each caption; only checked, since K captions in order belong to an image.
+                With -1 for each false caption that stands among `text_embeds`: those are negative for every image,
+                but are tied to no patches.
             targets: of `multi_positive_loss`, for the sigmoid loss; DreamLIP's own has no use for them.
 
         Returns:
@@ -129,19 +131,20 @@ class DreamLIPModel(MinedPositivesMixin, DualEncoderModel):
         Raises:
             ValueError: not K captions for each image.
         """
-        config, images, texts = self.config, embeddings.image_embeds, embeddings.text_embeds
+        config, images = self.config, embeddings.image_embeds
+        texts, caption_owner, negatives = apart_from_negatives(embeddings.text_embeds, caption_owner)
         owner = default_owners(len(images), len(texts), images.device)
         if caption_owner is not None and not torch.equal(caption_owner.to(owner.device), owner):
             raise ValueError(
                 f"DreamLIP needs equally many captions for each of the {len(images)} images, in their order; "
                 f"got caption_owner {caption_owner.tolist()}."
             )
+        options = {"tile_size": config.loss_tile_size, "negatives": negatives}
         captions, texts, output, found = texts, texts.unflatten(0, (len(images), -1)), {}, {}
         if config.contrastive_loss == "sigmoid":
-            output = self.multi_positive_loss(images, captions, caption_owner=owner, **targets)
+            output = self.multi_positive_loss(images, captions, caption_owner=owner, negatives=negatives, **targets)
             found["multi_caption_loss"] = output["loss"]
         else:
-            options = {"tile_size": config.loss_tile_size}
             found["multi_caption_loss"] = slot_softmax_loss(images, texts, self.logit_scale, **options)
         loss = config.multi_caption_weight * found["multi_caption_loss"]
         if config.use_grouping_loss:
@@ -157,7 +160,7 @@ class DreamLIPModel(MinedPositivesMixin, DualEncoderModel):
             )
             loss = loss + config.grouping_loss_weight * found["grouping_loss"]
         if config.use_circle_loss:
-            found["circle_loss"] = circle_loss(images, texts, tile_size=config.loss_tile_size)
+            found["circle_loss"] = circle_loss(images, texts, **options)
             loss = loss + found["circle_loss"]
         statistics = output.get("statistics", {}) | {name: value.detach() for name, value in found.items()}
         if config.use_grouping_loss:

@@ -6,6 +6,7 @@ import torch
 
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
 from hf_clipplus.models.mined_positives import MinedPositivesMixin
+from hf_clipplus.ops.positives import apart_from_negatives
 
 from .configuration_fff import FFFConfig
 
@@ -44,14 +45,22 @@ class FFFModel(MinedPositivesMixin, DualEncoderModel):
     config: FFFConfig
     output_class = FFFOutput
 
-    def contrast(self, embeddings: DualEncoderEmbeddings, **targets) -> dict[str, torch.Tensor]:
+    def contrast(
+        self, embeddings: DualEncoderEmbeddings, *, caption_owner: torch.Tensor | None = None, **targets
+    ) -> dict[str, torch.Tensor]:
         """Second public step: embeddings to `loss`, `positives [2, P]` and `statistics`, over all processes' batches.
 
         Args:
             embeddings: `image_embeds [N, D]` and `text_embeds [C, D]` of this process.
+            caption_owner: image of each caption, int64; contiguous groups of C/N when left out. With an entry of -1
+                for each of M false captions among `text_embeds [C + M, D]`, which are negative for every image;
+                everything else is of the C captions, in their order.
             targets: of `multi_positive_loss`.
         """
-        return self.multi_positive_loss(embeddings.image_embeds, embeddings.text_embeds, **targets)
+        texts, caption_owner, negatives = apart_from_negatives(embeddings.text_embeds, caption_owner)
+        return self.multi_positive_loss(
+            embeddings.image_embeds, texts, caption_owner=caption_owner, negatives=negatives, **targets
+        )
 
 
 __all__ = ["FFFModel", "FFFOutput"]
