@@ -51,6 +51,7 @@ CLIP = {"use_grouping_loss": False}
 MINING = {"mining_features": "online", "p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
 SIGMOID = {"contrastive_loss": "sigmoid", "logit_scale_init_value": 3.4, **MINING}
 EQUAL_TEXTS = {"equal_texts_are_positive": True}
+HARD = {"hard_negatives": 1}
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ ARMS = {
     "plain": Arm("CLIP, title or one sentence"),
     "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
     "dreamlip": Arm("DreamLIP", config={}, choose=SUB_CAPTIONS),
+    "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
     "combination": Arm(
-        "sub-captions, patches, mined positives, sigmoid", DreamLIPModel, SIGMOID, SUB_CAPTIONS, EQUAL_TEXTS
+        "sub-captions, patches, mined positives, sigmoid, hard negatives",
+        DreamLIPModel,
+        SIGMOID,
+        SUB_CAPTIONS,
+        EQUAL_TEXTS | HARD,
     ),
 }
 SCORES = ("text", "image", "group")

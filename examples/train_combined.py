@@ -1,16 +1,16 @@
-"""Train one model by DreamLIP's sub-captions and patches, and FFF's sigmoid loss and mined positives.
+"""Train one model by DreamLIP's sub-captions and patches, FFF's sigmoid loss and mined positives, and hard negatives.
 
 The model is a `DreamLIPModel` with `contrastive_loss="sigmoid"`: sentences of long captions stand in the batch, each
-tied to the patches that it describes, and a sentence that several images share is positive for all of them (equal
-texts, and mined pairs). Works with `python`, `torchrun` and `accelerate launch`; a run that was stopped goes on from
-its last complete checkpoint when started again with the same output_dir.
+tied to the patches that it describes; a sentence that several images share is positive for all of them (equal texts,
+mined pairs), a false one (--hard_negatives) for none. Works with `python`, `torchrun` and `accelerate launch`; a run
+that was stopped goes on from its last complete checkpoint when started again with the same output_dir.
 
     python examples/train_combined.py                                     # a tiny model on the embedded scenes
     accelerate launch examples/train_combined.py --model_name_or_path openai/clip-vit-base-patch16 \\
         --caption_files cc3m_3long_3short_1raw_captions_url.csv --images cc3m/urls_and_files.csv \\
         --mining_features frozen_model --mining_model_name openai/clip-vit-base-patch32 --p1 0.27 --p1_gate 0.24
 
-The thresholds of mining are those of one feature model: `hf_clipplus.training.calibrate` proposes them for yours.
+Thresholds of mining are those of one feature model: `hf_clipplus.training.calibrate` proposes them for yours.
 """
 
 from dataclasses import dataclass, field
@@ -71,6 +71,9 @@ class DataArguments(PairDataArguments):
     equal_texts_are_positive: bool = field(
         default=True, metadata={"help": "A caption that stands under two images of a batch is positive for both."}
     )
+    hard_negatives: int = field(
+        default=1, metadata={"help": "False captions of each image, made of its captions, that are negatives for all."}
+    )
 
 
 @dataclass
@@ -115,18 +118,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **config)
     image_size = model.config.vision_config.image_size
     rows = open_rows(start, data, image_size, args.seed)
-    report, mining = contrastive_report(), {}
+    report, mining_model, mining_processor = contrastive_report(), None, None
     if losses.mining_features == "frozen_model":
-        mining = {part: of.from_pretrained(losses.mining_model_name) for part, of in
-                  (("mining_model", AutoModel), ("mining_processor", AutoProcessor))}  # fmt: skip
-    collator = build_collator(
-        processor,
-        data,
-        captions.sampler_of_rows(),
-        seed=args.seed,
-        report=report,
-        mining_processor=mining.get("mining_processor"),
-    )
+        mining_model = AutoModel.from_pretrained(losses.mining_model_name)
+        mining_processor = AutoProcessor.from_pretrained(losses.mining_model_name)
+    options = {"seed": args.seed, "report": report, "mining_processor": mining_processor}
+    collator = build_collator(processor, data, captions.sampler_of_rows(), **options)
     if args.bias_init == "auto" and bias_is_open(start.model_name_or_path):
         bias = choose_bias(model, rows, collator, args.per_device_train_batch_size)
         print(f"first bias, from the share of positives in a few batches: {bias:.3f}")
@@ -137,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_collator=collator,
         processing_class=processor,
         evaluators=open_evaluators(start, data, evaluators_of_scenes, image_size, args.per_device_eval_batch_size),
-        mining_model=mining.get("mining_model"),
+        mining_model=mining_model,
         report=report,
     )
     return train_and_save(trainer, resume, dataset=data.dataset)

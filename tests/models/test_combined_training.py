@@ -84,6 +84,21 @@ def test_saving_loading_and_starting_from_clip(model, batch, tower_configs, toke
     assert bias > -10
 
 
+def test_false_captions_are_negatives_of_the_sigmoid_loss_and_tied_to_no_patch(model, batch):
+    """Every image has one more negative; a text is negative wherever it stands."""
+    inputs = inputs_of(batch) | {"mine_online": False, "return_loss": True}
+    plain = model(**inputs)
+    false = {"input_ids": torch.cat([batch["input_ids"], batch["input_ids"][:1].flip(1)])}
+    false |= {"attention_mask": torch.ones_like(false["input_ids"])}
+    false |= {"caption_owner": torch.cat([batch["caption_owner"], torch.tensor([-1])])}
+    out = model(**inputs | false)
+    assert torch.equal(out.positives, plain.positives)
+    torch.testing.assert_close(out.statistics["grouping_loss"], plain.statistics["grouping_loss"])
+    cosines = out.image_embeds @ out.text_embeds[-1]
+    added = torch.nn.functional.softplus(model.logit_scale.exp() * cosines + model.logit_bias).sum() / 3
+    torch.testing.assert_close(out.loss - plain.loss, added, rtol=1e-3, atol=1e-5)
+
+
 def test_a_gradient_cache_leaves_the_same_gradients(model, batch):
     inputs = inputs_of(batch) | {"mine_online": True}
     model(**inputs, return_loss=True).loss.backward()
