@@ -1,14 +1,9 @@
 """examples/train_ape.py and the benchmarks of APE in fresh processes; what the example saved loads and answers."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 FRESH = """
 import sys, hf_clipplus
 from PIL import Image
@@ -18,17 +13,9 @@ print(len(classify(Image.new("RGB", (50, 50), "red"), top_k=100)))
 """
 
 
-def run(script, *arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
-def test_example_and_what_it_saved(tmp_path):
+def test_example_and_what_it_saved(run, tmp_path):
     options = ("--shots", 1, 2, "--seeds", 1, "--views", 2, "--heads", "zero_shot", "ape", "--save", "ape")
-    table = run(["examples/train_ape.py"], *options, "--output_dir", tmp_path)
+    table = run("examples/train_ape.py", *options, "--output_dir", tmp_path)
     assert "| zero-shot CLIP |" in table
     rows = json.loads((tmp_path / "results.json").read_text())
     assert len(rows) == 4
@@ -38,24 +25,24 @@ def test_example_and_what_it_saved(tmp_path):
     assert "- protocol: honest" in (folder / "README.md").read_text()
     assert rows[0]["prompts_sha256"] in (folder / "README.md").read_text()
     assert {path.name for path in folder.glob("*.safetensors")} == {"model.safetensors"}
-    assert run(["-c", FRESH], folder).split()[-1] == "24"
+    assert run("-c", FRESH, folder).split()[-1] == "24"
 
 
 @pytest.mark.slow
-def test_benchmark(tmp_path):
-    run(["benchmarks/ape.py"], "--quick", "--output", tmp_path / "ape.json")
+def test_benchmark(run, tmp_path):
+    run("benchmarks/ape.py", "--quick", "--output", tmp_path / "ape.json")
     found = json.loads((tmp_path / "ape.json").read_text())
     assert found["search"]["same optimum"] is True
     assert found["criterion, C=100 K=16 D=1024"]["ratio"] > 1000
 
 
 @pytest.mark.slow
-def test_digits_experiment(tmp_path):
-    said = run(["benchmarks/ape_digits.py"], "--quick", "--output", tmp_path)
+def test_digits_experiment(run, tmp_path):
+    said = run("benchmarks/ape_digits.py", "--quick", "--output", tmp_path)
     assert "C5 holds" in said
     (file,) = tmp_path.glob("results-*.json")
     found = json.loads(file.read_text())
     assert set(found) == {"1/100", "4/100", "16/100"}
     del found["4/100"]
     file.write_text(json.dumps(found))
-    assert run(["benchmarks/ape_digits.py"], "--quick", "--output", tmp_path).count(" done after ") == 1  # goes on
+    assert run("benchmarks/ape_digits.py", "--quick", "--output", tmp_path).count(" done after ") == 1  # goes on

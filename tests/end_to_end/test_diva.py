@@ -1,9 +1,6 @@
 """The examples of DIVA, what they saved in a process that cannot import diffusers, and the benchmark at toy size."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,16 +22,8 @@ print(type(model).__name__, model.config.generator_name, len(found))
 """
 
 
-def run(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
-
-
 @pytest.mark.slow
-def test_examples_and_what_they_saved(tmp_path, monkeypatch):
+def test_examples_and_what_they_saved(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import evaluate_mmvp
     import train_diva
@@ -73,29 +62,29 @@ def test_examples_and_what_they_saved(tmp_path, monkeypatch):
     for name in ("clipart_pairs_average", "probe_count_accuracy", "clipart_zero_shot_top1"):
         assert {f"before_{name}", f"eval_{name}"} <= metrics.keys()
     assert [path.stat().st_mtime_ns for path in kept] == written  # the second run went on
-    assert run("-c", FRESH, out).stdout.split() == ["DIVAModel", "tiny", "2"]
+    assert run("-c", FRESH, out).split() == ["DIVAModel", "tiny", "2"]
     table = evaluate_mmvp.main(["--models", str(ENCODER), out])
     assert "| average | 240 |" in table
     assert "McNemar p" in table
 
 
 @pytest.mark.slow
-def test_comparison_goes_on(tmp_path):
+def test_comparison_goes_on(run, tmp_path):
     small = ["--pictures", "24", "--batch_size", "4"]
     tiny = tmp_path / "tiny"
     run("examples/train_tiny_diffusion.py", "--output_dir", tiny, "--vae_steps", 2, "--unet_steps", 2, *small)
     options = ["--generator", tiny, "--output_dir", tmp_path / "out", "--steps", 2, "--seeds", 0, *small, "--arms"]
-    assert "| DIVA |" in run("examples/compare_diva.py", *options, "diva").stdout
+    assert "| DIVA |" in run("examples/compare_diva.py", *options, "diva")
     record = tmp_path / "out" / "diva-0" / "scores.json"
     written = record.stat().st_mtime_ns
-    table = run("examples/compare_diva.py", *options, "diva", "shuffled", "warm_up_cls").stdout
+    table = run("examples/compare_diva.py", *options, "diva", "shuffled", "warm_up_cls")
     assert "control" in table
     assert "two stages" in table
     assert record.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
-def test_step_benchmark(tmp_path):
+def test_step_benchmark(run, tmp_path):
     run("benchmarks/diva_step.py", "--batch", 2, "--rounds", 2, "--output", tmp_path / "step.json")
     results = json.loads((tmp_path / "step.json").read_text())["results"]
     assert [result["draws"] for result in results] == [2, 4]

@@ -1,14 +1,9 @@
 """The examples of DreamLIP and Long-CLIP on the embedded scenes in fresh processes; what they saved loads."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 FRESH = """
 import json, sys, hf_clipplus
 from transformers import AutoModel, AutoProcessor
@@ -22,25 +17,17 @@ print(json.dumps(found))
 """
 
 
-def run(script, *arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_examples_and_what_they_saved(tmp_path):
+def test_examples_and_what_they_saved(run, tmp_path):
     """The metrics that the runs wrote are those of the saved models."""
     folders = [tmp_path / name for name in ("dreamlip", "longclip")]
     short = ("--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "no")
     negatives = ("--grouping_negatives", "cross_image")
     batches = ("--per_device_train_batch_size", 8, "--scenes", 16)
-    run(["examples/train_dreamlip.py"], "--output_dir", folders[0], *negatives, *batches, *short)
+    run("examples/train_dreamlip.py", "--output_dir", folders[0], *negatives, *batches, *short)
     batches = ("--per_device_train_batch_size", 36, "--scenes", 72)
-    run(["examples/train_longclip.py"], "--output_dir", folders[1], *batches, *short)
-    found = json.loads(run(["-c", FRESH], *folders).splitlines()[-1])
+    run("examples/train_longclip.py", "--output_dir", folders[1], *batches, *short)
+    found = json.loads(run("-c", FRESH, *folders).splitlines()[-1])
     for folder, evaluators in zip(folders, found, strict=True):
         written = json.loads((folder / "metrics.json").read_text())
         for name, metrics in evaluators.items():
@@ -49,23 +36,23 @@ def test_examples_and_what_they_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_comparisons_go_on(tmp_path):
+def test_comparisons_go_on(run, tmp_path):
     options = ("--seeds", 0, "--steps", 2, "--batch_size", 8, "--scenes", 20)
     first = ["examples/compare_dreamlip.py", "--arms", "raw", "sub_captions", "batch", *map(str, options)]
     start = tmp_path / "start"
-    assert "DreamLIP, grouping, negatives of the batch" in run(first, "--output_dir", start)
+    assert "DreamLIP, grouping, negatives of the batch" in run(*first, "--output_dir", start)
     before = (start / "raw-0" / "model.safetensors").stat().st_mtime_ns
-    run(first, "--output_dir", start)
+    run(*first, "--output_dir", start)
     assert (start / "raw-0" / "model.safetensors").stat().st_mtime_ns == before
     second = ["examples/compare_longclip.py", "--start_dir", start, "--output_dir", tmp_path / "long"]
-    table = run(second, "--seeds", 0, "--steps", 2, "--batch_size", 36, "--scenes", 20)
+    table = run(*second, "--seeds", 0, "--steps", 2, "--batch_size", 36, "--scenes", 20)
     assert "| Long-CLIP |" in table
 
 
 @pytest.mark.slow
-def test_benchmark(tmp_path):
+def test_benchmark(run, tmp_path):
     output = tmp_path / "step.json"
-    run(["benchmarks/dreamlip_step.py"], "--batch", 128, "--pairs", 1, "--output", output)
+    run("benchmarks/dreamlip_step.py", "--batch", 128, "--pairs", 1, "--output", output)
     found = json.loads(output.read_text())
     assert found["ratio"] > 1
     assert all(own["ratio"] > 1 for own in found["loss_mib"].values())

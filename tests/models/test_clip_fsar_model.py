@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_episodes import assert_each_alone, assert_order_does_not_matter, one, two_episodes
 from transformers import AutoModelForVideoClassification, AutoProcessor, CLIPConfig, CLIPModel, pipeline
 from video_files import grey_levels, write_video
 
@@ -44,26 +45,7 @@ def videos():
 
 @pytest.fixture
 def episode(processor):
-    """Two episodes of 3 ways, 2 shots, 1 query, with the texts of five classes."""
-    torch.manual_seed(1)
-    texts = processor(text=processor.class_texts([*NAMES, "the sun", "a cup"]), return_tensors="pt")
-    classes = torch.tensor([[4, 0, 2], [1, 3, 0]])
-    support, query = torch.tensor([[2, 0, 1, 0, 2, 1], [0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 1, 2], [2, 0, 1]])
-    return {
-        "support_pixel_values": torch.randn(2, 6, 3, 3, 24, 24),
-        "support_labels": support,
-        "query_pixel_values": torch.randn(2, 3, 3, 3, 24, 24),
-        "query_labels": query,
-        "class_input_ids": texts["input_ids"],
-        "class_attention_mask": texts["attention_mask"],
-        "support_class_ids": classes.gather(1, support),
-        "query_class_ids": classes.gather(1, query),
-    }
-
-
-def one(episode, number=0):
-    shared = ("class_input_ids", "class_attention_mask")
-    return {key: value if key in shared else value[number] for key, value in episode.items()}
+    return two_episodes(processor, [*NAMES, "the sun", "a cup"], [[4, 0, 2], [1, 3, 0]])
 
 
 @torch.no_grad()
@@ -86,24 +68,12 @@ def test_several_episodes_in_a_batch_are_each_alone(model, episode):
     model.train()
     for layer in model.temporal_transformer.layers:
         layer.attention_dropout = layer.ffn_dropout = 0.0
-    both = model(**episode)
-    apart = [model(**one(episode, number)) for number in range(2)]
-    for number, each in enumerate(apart):
-        for key in ("logits", "class_logits", "prototypes", "query_features"):
-            torch.testing.assert_close(both[key][number], each[key], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both.loss, (apart[0].loss + apart[1].loss) / 2)
-    assert both.class_logits.shape == (2, 9, 5)
+    assert_each_alone(model, episode, texts=5)
 
 
 @torch.no_grad()
 def test_order_of_support_videos_and_of_labels_does_not_matter(model, episode):
-    inputs = one(episode)
-    order = torch.tensor([5, 3, 0, 1, 4, 2])
-    shuffled = inputs | {key: value[order] for key, value in inputs.items() if key.startswith("support_")}
-    torch.testing.assert_close(model(**shuffled).logits, model(**inputs).logits)
-    swap = torch.tensor([1, 2, 0])
-    renamed = inputs | {key: swap[inputs[key]] for key in ("support_labels", "query_labels")}
-    torch.testing.assert_close(model(**renamed).logits[:, swap], model(**inputs).logits)
+    assert_order_does_not_matter(model, one(episode))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_episodes import assert_each_alone, assert_order_does_not_matter, one, two_episodes
 from transformers import AutoModelForVideoClassification, AutoProcessor, CLIPConfig, CLIPModel, pipeline
 
 from hf_clipplus import MACLIPConfig, MACLIPForFewShotVideoClassification, MACLIPProcessor
@@ -68,26 +69,7 @@ def split():
 
 @pytest.fixture
 def episode(processor):
-    """Two episodes of 3 ways, 2 shots, 1 query, with the texts of all classes."""
-    torch.manual_seed(1)
-    texts = processor(text=processor.class_texts(NAMES), return_tensors="pt")
-    classes = torch.tensor([[3, 0, 2], [1, 3, 0]])
-    support, query = torch.tensor([[2, 0, 1, 0, 2, 1], [0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 1, 2], [2, 0, 1]])
-    return {
-        "support_pixel_values": torch.randn(2, 6, 3, 3, 24, 24),
-        "support_labels": support,
-        "query_pixel_values": torch.randn(2, 3, 3, 3, 24, 24),
-        "query_labels": query,
-        "class_input_ids": texts["input_ids"],
-        "class_attention_mask": texts["attention_mask"],
-        "support_class_ids": classes.gather(1, support),
-        "query_class_ids": classes.gather(1, query),
-    }
-
-
-def one(episode, number=0):
-    shared = ("class_input_ids", "class_attention_mask")
-    return {key: value if key in shared else value[number] for key, value in episode.items()}
+    return two_episodes(processor, NAMES, [[3, 0, 2], [1, 3, 0]])
 
 
 @torch.no_grad()
@@ -137,13 +119,7 @@ def test_several_episodes_in_a_batch_are_each_alone(original, episode, fields):
         for each in model.modules():
             if hasattr(each, "transformers"):
                 each.dropout = 0.0
-    both = model(**episode)
-    apart = [model(**one(episode, number)) for number in range(2)]
-    for number, each in enumerate(apart):
-        for key in ("logits", "class_logits", "prototypes", "query_features"):
-            torch.testing.assert_close(both[key][number], each[key], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both.loss, (apart[0].loss + apart[1].loss) / 2)
-    assert both.class_logits.shape == (2, 9, 3)
+    assert_each_alone(model, episode, texts=3)
 
 
 @torch.no_grad()
@@ -151,14 +127,7 @@ def test_several_episodes_in_a_batch_are_each_alone(original, episode, fields):
 @pytest.mark.parametrize("merge", ["after", "distances"])
 def test_order_of_supports_and_labels_does_not_matter_and_shots_may_differ(original, episode, alignment, merge):
     model, inputs = make(original, alignment=alignment, merge=merge), one(episode)
-    expected = model(**inputs)
-    order = torch.tensor([5, 3, 0, 1, 4, 2])
-    shuffled = inputs | {key: value[order] for key, value in inputs.items() if key.startswith("support_")}
-    torch.testing.assert_close(model(**shuffled).logits, expected.logits)
-    swap = torch.tensor([1, 2, 0])
-    renamed = inputs | {key: swap[inputs[key]] for key in ("support_labels", "query_labels")}
-    torch.testing.assert_close(model(**renamed).logits[:, swap], expected.logits)
-    torch.testing.assert_close(model(**renamed).loss, expected.loss)
+    assert_order_does_not_matter(model, inputs)
     kept, twice = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 1, 2, 3, 4, 2])
     fewer, doubled = (
         inputs | {key: value[rows] for key, value in inputs.items() if key.startswith("support_")}

@@ -1,18 +1,17 @@
 """Replays MA-CLIP's fixture of metrics: TRX, OTAM and Bi-MHM, logits and gradients."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY
 from safetensors.torch import load_file
 
 from hf_clipplus.models.temporal_cross_transformer import TemporalCrossTransformer
 from hf_clipplus.ops.alignment import average_by_class, bi_mhm, frame_distances, otam
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "ma_clip"
+FOLDER = PARITY / "ma_clip"
 FILES = sorted(path.stem for path in FOLDER.glob("metrics*.json"))
 
 

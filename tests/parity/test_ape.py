@@ -1,12 +1,12 @@
 """Replays the APE fixtures through the functions and heads of users; sizes, settings and cases come from the files."""
 
 import json
-import os
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY, assert_known, names_of
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import CLIPConfig, TrainerCallback
@@ -17,7 +17,8 @@ from hf_clipplus.ops.cache_search import correct_on_grid, correct_on_lines, firs
 from hf_clipplus.training.few_shot import ape_t_arguments, tip_f_arguments, train_few_shot
 from hf_clipplus.tuners.ape_t import attach_ape_t
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "ape"
+FOLDER = PARITY / "ape"
+files = partial(names_of, FOLDER)
 KINDS = (
     "ape_criterion",
     "ape_training_free",
@@ -28,12 +29,6 @@ KINDS = (
     "gda_baseline",
     "proker_baseline",
 )
-
-
-def files(kind):
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}*.json"))
-    assert found, f"no fixture of kind {kind} in {FOLDER}"
-    return found
 
 
 class Fixture(dict):
@@ -78,8 +73,7 @@ def assert_same_counts(counts, percent, queries):
 
 
 def test_every_fixture_is_of_a_known_kind():
-    unknown = [path.name for path in FOLDER.glob("*.safetensors") if not path.name.startswith(KINDS)]
-    assert not unknown, f"no test knows these fixtures: {unknown}"
+    assert_known(FOLDER, KINDS)
 
 
 @pytest.mark.parametrize("name", files("ape_criterion"))

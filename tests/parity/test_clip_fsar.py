@@ -1,12 +1,11 @@
 """Replays the CLIP-FSAR fixtures through the public classes; sizes, cases and names come from the files."""
 
 import json
-import os
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import pytest
 import torch
+from replay import PARITY, assert_known, names_of, part
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
@@ -25,19 +24,14 @@ from hf_clipplus.ops.few_shot_video import combined_log_scores, video_text_logit
 from hf_clipplus.training import EpisodicTrainer, EpisodicTrainingArguments
 from hf_clipplus.training.schedules import EpisodeSteps
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "clip_fsar"
+FOLDER = PARITY / "clip_fsar"
+files = partial(names_of, FOLDER)
 KINDS = ("alignment", "class_names", "episode_features", "episode_pixels_", "pipeline")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 TOLERANCES = {  # of the fixtures' README: outputs, gradients
     "vit": (CLOSE, {"rtol": 1e-3, "atol": 1e-6}),
     "resnet": ({"rtol": 1e-3, "atol": 1e-5}, {"rtol": 1e-3, "atol": 1e-5}),
 }
-
-
-def files(kind):
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}*.json"))
-    assert found, f"no fixture {kind}* in {FOLDER}"
-    return found
 
 
 @cache
@@ -51,15 +45,8 @@ def assert_close(actual, expected, name="", **tolerance):
     )
 
 
-def part(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
 def test_every_file_is_known():
-    stems = {path.stem for path in FOLDER.iterdir() if path.suffix in (".json", ".safetensors")}
-    unknown = [stem for stem in stems if not stem.startswith(KINDS)]
-    assert not unknown
-    assert all(any(stem.startswith(kind) for stem in stems) for kind in KINDS)
+    assert_known(FOLDER, KINDS)
 
 
 # alignment

@@ -1,15 +1,14 @@
 """Replays the DIVA fixtures through the public classes; sizes, cases and names come from the files."""
 
 import json
-import os
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from replay import PARITY, part
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPTextConfig, CLIPTextModel
 
@@ -31,7 +30,7 @@ from hf_clipplus.ops.diffusion_feedback import (
     official_embedding,
 )
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "diva"
+FOLDER = PARITY / "diva"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 STEPS = [stem for stem in STEMS if stem.endswith("_step")]
 # kind of a step file -> fields of the configuration; what a file says of itself (window, ratio) comes from the file
@@ -52,10 +51,6 @@ def info_of(name):
 @cache
 def read(name):
     return load_file(FOLDER / f"{name}.safetensors")
-
-
-def part(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def assert_close(actual, expected, name, tolerance):

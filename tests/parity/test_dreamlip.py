@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
@@ -27,7 +28,7 @@ from hf_clipplus.ops.sentences import split_sentences
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments
 from hf_clipplus.training.schedules import open_clip_schedule
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "dreamlip"
+FOLDER = PARITY / "dreamlip"
 KINDS = {"losses", "losses_ddp", "model", "text_pipeline"}
 WORKER = Path(__file__).with_name("dreamlip_worker.py")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

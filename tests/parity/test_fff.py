@@ -3,19 +3,21 @@
 import importlib.util
 import json
 import math
-import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY, assert_known, names_of
 from safetensors.torch import load_file
 
 from hf_clipplus.ops.contrastive import sigmoid_loss, softmax_loss
 from hf_clipplus.ops.positives import Positives, mine_positives, mining_similarities
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "fff"
+FOLDER = PARITY / "fff"
+files = partial(names_of, FOLDER)
 WORKER = Path(__file__).with_name("fff_worker.py")
 KINDS = (
     "baseline_losses",
@@ -29,12 +31,6 @@ KINDS = (
 
 def read(name):
     return json.loads((FOLDER / f"{name}.json").read_text()), load_file(FOLDER / f"{name}.safetensors")
-
-
-def files(kind):
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}*.json"))
-    assert found, f"no fixture of kind {kind} in {FOLDER}"
-    return found
 
 
 def load_worker():
@@ -61,8 +57,7 @@ def assert_close(actual, expected, *, rtol, atol=0.0):
 
 
 def test_every_fixture_is_of_a_known_kind():
-    unknown = [path.name for path in FOLDER.glob("*.safetensors") if not path.name.startswith(KINDS)]
-    assert not unknown, f"no test knows these fixtures: {unknown}"
+    assert_known(FOLDER, KINDS)
 
 
 @pytest.mark.parametrize("tile_size", [None, 3])

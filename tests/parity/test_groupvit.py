@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY
 from safetensors.torch import load_file
 from transformers import GroupViTConfig, GroupViTModel
 
@@ -32,7 +33,7 @@ from hf_clipplus.ops.grouping import image_text_loss, multi_label_loss, roll_out
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments
 from hf_clipplus.training.schedules import groupvit_schedule
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "groupvit"
+FOLDER = PARITY / "groupvit"
 KINDS = {
     *("weights", "model_eval", "grouping_block", "train_step", "losses", "segmentation", "seg_eval", "recipe"),
     "checkpoint_keys_full_size",

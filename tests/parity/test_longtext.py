@@ -1,14 +1,13 @@
 """Replays the Long-CLIP fixtures through the functions and classes of users; sizes and cases come from the files."""
 
 import json
-import os
 import re
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import PARITY, assert_known, names_of
 from safetensors.torch import load_file, save_file
 
 from hf_clipplus.models.longclip.convert_longclip import longclip_from_open_clip, longclip_to_open_clip
@@ -16,15 +15,10 @@ from hf_clipplus.models.open_clip_layout import from_open_clip
 from hf_clipplus.ops.components import keep_components
 from hf_clipplus.ops.position import stretch_positions
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "longtext"
+FOLDER = PARITY / "longtext"
+names = partial(names_of, FOLDER)
 KINDS = ("model_loss", "stretch_pca")
 TABLES = ("positional_embedding", "positional_embedding_res")
-
-
-def names(kind):
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}*.json"))
-    assert found, f"no fixture of kind {kind} in {FOLDER}"
-    return found
 
 
 @cache
@@ -47,8 +41,7 @@ def assert_close(actual, expected, name, *, rtol=1e-4):
 
 
 def test_every_file_is_known():
-    unknown = [path.name for path in FOLDER.glob("*.safetensors") if not path.name.startswith(KINDS)]
-    assert not unknown, f"no test knows these fixtures: {unknown}"
+    assert_known(FOLDER, KINDS)
 
 
 @pytest.mark.parametrize(("name", "case"), cases("stretch_pca", r"kps\..*\.in"))

@@ -5,12 +5,11 @@ specification computed independently: MA-CLIP's authors published no code.
 """
 
 import json
-import os
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import pytest
 import torch
+from replay import PARITY, assert_known, names_of, part
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
@@ -27,25 +26,16 @@ from hf_clipplus.ops.multimodal_adapters import (
 )
 from hf_clipplus.tuners.ma_clip import attach_ma_clip, export_ma_clip, seed_from_aim
 
-FOLDER = Path(os.environ.get("CLIPPLUS_PARITY_DIR", Path(__file__).parents[1] / "fixtures" / "parity")) / "ma_clip"
+FOLDER = PARITY / "ma_clip"
+files = partial(names_of, FOLDER)
 KINDS = ("head", "layer", "metrics", "tower")
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = CLIPTextConfig(**SMALL, vocab_size=16, bos_token_id=0, eos_token_id=1).to_dict()
 
 
-def files(kind):
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}*.json"))
-    assert found, f"no fixture {kind}* in {FOLDER}"
-    return found
-
-
 @cache
 def read(name):
     return json.loads((FOLDER / f"{name}.json").read_text())["config"], load_file(FOLDER / f"{name}.safetensors")
-
-
-def part(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def assert_close(actual, expected, name, relative=1e-4):
@@ -54,10 +44,7 @@ def assert_close(actual, expected, name, relative=1e-4):
 
 
 def test_every_file_is_known():
-    stems = {path.stem for path in FOLDER.iterdir() if path.suffix in (".json", ".safetensors")}
-    unknown = [stem for stem in stems if not stem.startswith(KINDS)]
-    assert not unknown
-    assert all(any(stem.startswith(kind) for stem in stems) for kind in KINDS)
+    assert_known(FOLDER, KINDS)
 
 
 # the layer
