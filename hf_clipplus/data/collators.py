@@ -4,17 +4,22 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.processing_utils import ProcessorMixin
 
+from hf_clipplus.ops.positives import NO_IMAGE
+
 from .captions import CaptionSelection, select_captions
 from .images import UnreadableImageError, load_image
 from .report import DataReport
 from .seeding import item_generator
+
+if TYPE_CHECKING:
+    from .hard_negatives import HardNegatives
 
 REPORT_KINDS = (
     "unreadable image",
@@ -22,9 +27,12 @@ REPORT_KINDS = (
     "empty caption",
     "truncated caption",
     "row without mining features",
+    "caption without structure",
+    "missing hard negative",
+    "hard negative like a caption of its batch",
 )
 UNKNOWN_ID = -1
-IMAGE_STREAM, TEXT_STREAM = 0, 1
+IMAGE_STREAM, TEXT_STREAM, NEGATIVE_STREAM = 0, 1, 3
 
 Augmentation = Callable[[Any, np.random.Generator], Any]
 CaptionChoice = Callable[[Mapping[str, Any], np.random.Generator], CaptionSelection]
@@ -56,6 +64,12 @@ class ContrastiveCollator:
         report: where to count; `contrastive_report()` shared with whoever prints it.
         mining_processor: processor of the frozen model that mines; adds `mining_pixel_values`, `mining_input_ids`,
             `mining_attention_mask` made from the image and the captions as they are, not augmented.
+        hard_negatives: makes false captions of each image (`HardNegatives`). They stand behind its captions with the
+            `caption_owner` -1, "of no image", and have neither ids nor mining features. One that is a caption of the
+            batch, or becomes one when it is cut at the context, is left out and counted.
+
+    Raises:
+        ValueError: hard negatives and `augment_text`, which might take away what makes them false.
 
     Ids and mining features that a row lacks, in a data set with such a column, are "not known" (id -1, features of
     zeros: similar to nothing). A single `caption_id` belongs to the raw caption; a list has one for each caption,
@@ -77,9 +91,14 @@ class ContrastiveCollator:
         on_bad_row: str = "skip",
         report: DataReport | None = None,
         mining_processor: ProcessorMixin | None = None,
+        hard_negatives: "HardNegatives | None" = None,
     ):
         if on_bad_row not in ("skip", "raise"):
             raise ValueError(f"on_bad_row must be 'skip' or 'raise', got {on_bad_row!r}.")
+        if hard_negatives is not None and augment_text is not None:
+            raise ValueError(
+                "hard_negatives cannot go with augment_text: it might take away the word that makes a caption false."
+            )
         self.processor, self.mining_processor = processor, mining_processor
         self.selection = {
             "mode": mode,
@@ -91,6 +110,7 @@ class ContrastiveCollator:
         self.equal_texts_are_positive = equal_texts_are_positive
         self.seed, self.on_bad_row = seed, on_bad_row
         self.report = report or contrastive_report()
+        self.hard_negatives = hard_negatives
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows with at least `image` and captions; `index` and `epoch` (see `IndexedRows`) seed them.
@@ -101,11 +121,16 @@ class ContrastiveCollator:
         examples = [example for row in rows if (example := self._example(row)) is not None]
         if not examples:
             raise ValueError(f"Not one of the {len(rows)} rows of a batch could be used. {self.report.summary()}")
-        captions = [example["captions"] for example in examples]
-        batch = dict(self.processor(images=[e["image"] for e in examples], text=captions, return_tensors="pt"))
+        true = {text_id(caption) for example in examples for caption in example["captions"]}
+        for example in examples:
+            example["false"] = [text for text in example["false"] if not self._is_true(text_id(text) in true, example)]
+        texts = [example["captions"] + example["false"] for example in examples]
+        batch = dict(self.processor(images=[e["image"] for e in examples], text=texts, return_tensors="pt"))
         batch.pop("dropped_tokens", None)
         if cut := int(batch.pop("truncated_captions", 0)):
             self.report.add("truncated caption", examples[0]["name"] if len(examples) == 1 else "", cut)
+        if self.hard_negatives is not None:
+            batch |= self._without_image(batch, examples)
         if any("image_id" in row for row in rows):
             batch["image_ids"] = torch.tensor([example["image_id"] for example in examples])
         if self.equal_texts_are_positive or any("caption_id" in row for row in rows):
@@ -160,16 +185,55 @@ class ContrastiveCollator:
             "image": image,
             "original": original,
             "captions": captions,
+            "false": self._false_captions(row, chosen.captions, name),
             "chosen": chosen.captions,
             "image_id": UNKNOWN_ID if row.get("image_id") is None else int(row["image_id"]),
             "caption_ids": self._caption_ids(row, chosen.captions),
             "mining": self._mining_features(row, chosen.captions, name),
         }
 
+    def _false_captions(self, row: Mapping[str, Any], captions: list[str], name: str) -> list[str]:
+        if self.hard_negatives is None:
+            return []
+        index, epoch = int(row.get("index", 0)), int(row.get("epoch", 0))
+        generator = item_generator(self.seed, epoch, index, NEGATIVE_STREAM)
+        made = self.hard_negatives(row, captions, generator=generator)
+        for kind, count in (("caption without structure", made.unreadable), ("missing hard negative", made.missing)):
+            if count:
+                self.report.add(kind, name, count)
+        return made.texts
+
+    def _without_image(
+        self, batch: dict[str, torch.Tensor], examples: list[dict[str, Any]]
+    ) -> dict[str, torch.Tensor]:
+        """The entries of the texts, the false ones without an image, and without those that are cut to a caption."""
+        of = [example for example in examples for _ in example["captions"] + example["false"]]
+        false = [flag for e in examples for flag in [False] * len(e["captions"]) + [True] * len(e["false"])]
+        owner = batch["caption_owner"].masked_fill(torch.tensor(false), NO_IMAGE)
+        if "segment_owner" in batch:  # nothing was cut
+            return {"caption_owner": owner}
+        ids = batch["input_ids"].tolist()
+        true = {tuple(tokens) for tokens, flag in zip(ids, false, strict=True) if not flag}
+        kept = [
+            not (flag and self._is_true(tuple(tokens) in true, example))
+            for tokens, flag, example in zip(ids, false, of, strict=True)
+        ]
+        return {
+            name: value[torch.tensor(kept)]
+            for name, value in (batch | {"caption_owner": owner}).items()
+            if name in ("input_ids", "attention_mask", "caption_owner")
+        }
+
+    def _is_true(self, is_caption: bool, example: dict[str, Any]) -> bool:
+        """Counts a hard negative that is a caption."""
+        if is_caption:
+            self.report.add("hard negative like a caption of its batch", example["name"])
+        return is_caption
+
     def _caption_ids(self, row: Mapping[str, Any], captions: list[str]) -> list[int]:
         """The id of each chosen caption: the row's, else the hash of its text if wanted, else unknown."""
         given = row.get("caption_id")
-        candidates = _candidates(row)
+        candidates = caption_candidates(row)
         if not isinstance(given, (list, tuple, np.ndarray)):
             given = [given] + [None] * (len(candidates) - 1)
         _check_length(row, "caption_id", given, candidates)
@@ -187,7 +251,7 @@ class ContrastiveCollator:
         image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
         if text.ndim == 1:
             return image[None], np.repeat(text[None], len(captions), 0)
-        candidates = _candidates(row)
+        candidates = caption_candidates(row)
         _check_length(row, "mining_text_features", text, candidates)
         return image[None], text[[candidates.index(caption) for caption in captions]]
 
@@ -216,7 +280,7 @@ def row_name(row: Mapping[str, Any], index: int) -> str:
     return f"row {index}" + (f" ({path})" if path else "")
 
 
-def _candidates(row: Mapping[str, Any]) -> list[str]:
+def caption_candidates(row: Mapping[str, Any]) -> list[str]:
     """All captions of a row, the raw one first, blank ones included: the order of columns with an entry for each."""
     texts = ([row["caption"]] if "caption" in row else []) + list(row.get("pseudo_captions") or [])
     return [(text or "").strip() for text in texts]

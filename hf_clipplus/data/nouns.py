@@ -178,6 +178,7 @@ class NounPromptCollator(ContrastiveCollator):
     ):
         if mode == "all":
             raise ValueError("GroupViT trains on one caption per image: mode must be 'raw' or 'sample_one'.")
+        refuse_hard_negatives(options.get("hard_negatives"))
         super().__init__(_TrainingView(processor), mode=mode, **options)
         selectable_words([], word_kind)
         self.prompts, self.tagger, self.word_kind, self.templates = prompts, tagger, word_kind, tuple(templates)
@@ -206,6 +207,15 @@ class NounPromptCollator(ContrastiveCollator):
                 "pairs, or prompts=0 to train on captions alone."
             )
         return selectable_words(self.tagger(caption), self.word_kind)
+
+
+def refuse_hard_negatives(wanted: Any) -> None:
+    """Raises ValueError, with the reason, when GroupViT is to be trained with hard negatives."""
+    if wanted:
+        raise ValueError(
+            "GroupViT takes no hard negatives: its text projector normalises over all texts of the batch, so that "
+            "false captions would move the embeddings of the true ones (BatchNorm in the published model)."
+        )
 
 
 class _TrainingView:

@@ -1,4 +1,4 @@
-"""A picture for people: text queries with their best images, and images with their best texts, right ones in green."""
+"""Pictures for people: queries with their best answers, right ones in green, and look-alike pairs with their texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hf_clipplus.data.images import load_image
+from hf_clipplus.data.mmvp_source import ImagePair
 from hf_clipplus.evaluation.metrics import similarity
 
 WIDTH, MARGIN, GAP = 1200, 32, 14  # pixels
 QUERY_WIDTH = 230
+PAIRS_ACROSS = 3
 TEXT, FAINT, RIGHT, FRAME = "#1f2328", "#656d76", "#1a7f37", "#d0d7de"
 GREEN_FILL = "#e6f4ea"
 
@@ -75,6 +77,50 @@ def retrieval_gallery(
         scores = similarity(image_embeds[query : query + 1], text_embeds)[0]
         blocks.append(_image_query(images[query], texts, scores, owner == query, top))
     return _stack(blocks)
+
+
+def pair_sheet(pairs: Sequence[ImagePair], *, correct: Sequence[bool] = (), title: str = "") -> Image.Image:
+    """Draw look-alike pairs, each image above the text that is true of it, three pairs in a row.
+
+    Args:
+        pairs: to be drawn, in this order.
+        correct: which pairs a model had right, they get a green frame; empty: no frames.
+        title: heading of the picture.
+
+    Raises:
+        ValueError: there are no pairs, or another number of `correct`.
+    """
+    if not pairs:
+        raise ValueError("there are no pairs to draw")
+    if len(correct) not in (0, len(pairs)):
+        raise ValueError(f"expected one entry of correct for each of {len(pairs)} pairs, got {len(correct)}")
+    marks = list(correct) or [False] * len(pairs)
+    width = (WIDTH - 2 * MARGIN - (PAIRS_ACROSS - 1) * 2 * GAP) // PAIRS_ACROSS
+    drawn = [_pair(pair, bool(right), width) for pair, right in zip(pairs, marks, strict=True)]
+    blocks = [_lines(title, 30, TEXT, 2)] if title else []
+    for start in range(0, len(drawn), PAIRS_ACROSS):
+        row = drawn[start : start + PAIRS_ACROSS]
+        block = _canvas(WIDTH - 2 * MARGIN, max(pair.height for pair in row))
+        for place, pair in enumerate(row):
+            block.paste(pair, (place * (width + 2 * GAP), 0))
+        blocks.append(block)
+    return _stack(blocks)
+
+
+def _pair(pair: ImagePair, right: bool, width: int) -> Image.Image:
+    """The kind of a pair, its images side by side, and below each the text that is true of it."""
+    side = (width - GAP) // 2
+    texts = pair.texts if pair.first_is_true[0] else pair.texts[::-1]
+    columns = [
+        _vertical([_tile(image, side, right), _lines(text, 15, RIGHT if right else TEXT, 4, side)])
+        for image, text in zip(pair.images, texts, strict=True)
+    ]
+    head = _lines(pair.pattern, 16, FAINT, 1, width)
+    block = _canvas(width, head.height + max(column.height for column in columns))
+    block.paste(head, (0, 0))
+    for place, column in enumerate(columns):
+        block.paste(column, (place * (side + GAP), head.height))
+    return block
 
 
 def _text_query(text: str, images: Sequence, scores: Tensor, own: Tensor, top: int) -> Image.Image:

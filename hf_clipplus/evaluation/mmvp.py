@@ -64,20 +64,23 @@ class PairEvaluator:
         Returns:
             `average` and each pattern's share in [0, 1]; `chance_average`; `pairs` and `pairs_right`.
         """
+        self.scores = score_pairs(
+            self.similarities(model, processor),
+            torch.tensor([pair.first_is_true for pair in self.pairs]),
+            [pair.pattern for pair in self.pairs],
+        )
+        counts = {"pairs": float(len(self.pairs)), "pairs_right": float(self.scores.correct.sum())}
+        return {"average": self.scores.average()} | self.scores.shares() | {"chance_average": CHANCE} | counts
+
+    def similarities(self, model: nn.Module, processor: Any) -> Tensor:
+        """`[P, 2, 2]`, pair, text, image: cosines, but for a published rule that leaves the images' length alone."""
         texts = [self.prefix + text for pair in self.pairs for text in pair.texts]
         images = list(chain.from_iterable(pair.images for pair in self.pairs))
         if isinstance(model, DIVAModel) and model.config.embedding == "official":
             image_embeds = self._official_embeds(model, processor, images)
         else:
             image_embeds = encode_images(model, processor, images, batch_size=self.batch_size)
-        text_embeds = encode_texts(model, processor, texts, batch_size=self.batch_size)
-        self.scores = score_pairs(
-            logits_of_pairs(text_embeds, image_embeds),
-            torch.tensor([pair.first_is_true for pair in self.pairs]),
-            [pair.pattern for pair in self.pairs],
-        )
-        counts = {"pairs": float(len(self.pairs)), "pairs_right": float(self.scores.correct.sum())}
-        return {"average": self.scores.average()} | self.scores.shares() | {"chance_average": CHANCE} | counts
+        return logits_of_pairs(encode_texts(model, processor, texts, batch_size=self.batch_size), image_embeds)
 
     def _official_embeds(self, model: DIVAModel, processor: Any, images: list) -> Tensor:
         """Image embeddings `[2 P, D]` of a published rule, patches drawn image by image from the seed."""
@@ -93,11 +96,11 @@ class PairEvaluator:
         return torch.cat(parts)
 
 
-def score_models(evaluator: PairEvaluator, models: Mapping[str, tuple[nn.Module, Any]]) -> dict[str, PairScores]:
-    """The scores of several models under one evaluator, for `mmvp_scores.comparison_table`.
+def score_models(evaluator: Any, models: Mapping[str, tuple[nn.Module, Any]]) -> dict[str, Any]:
+    """The `scores` of several models under one evaluator, for a table of models.
 
     Args:
-        evaluator: its pairs hold for all.
+        evaluator: one with `scores`, `PairEvaluator` or those of `fine_grained`; its pairs hold for all.
         models: name -> (model, processor).
 
     Raises:

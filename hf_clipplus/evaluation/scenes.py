@@ -1,4 +1,4 @@
-"""The evaluators on the embedded scenes: retrieval by what a scene shows, by long texts, and pointing.
+"""The evaluators on the embedded scenes: retrieval by what a scene shows, by long texts, pointing, look-alike pairs.
 
 Example::
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from hf_clipplus.data.clipart import CLASS_NAMES
 from hf_clipplus.data.clipart_scenes import SceneWorld
+from hf_clipplus.data.fine_grained_scenes import fine_grained_pairs
 from hf_clipplus.data.sources import iterate
+from hf_clipplus.evaluation.fine_grained import FineGrainedEvaluator
 from hf_clipplus.evaluation.pointing import PointingAccuracy
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 
@@ -51,6 +53,21 @@ def long_text_evaluators(
     """
     rows = _rows(split, image_size, length)
     return tuple(_retrieval(rows, column, batch_size) for column in ("summary", "long_caption", "late_facts"))
+
+
+def fine_grained_scenes(
+    split: str = "test", *, image_size: int = 96, pairs_per_kind: int = 60, batch_size: int = 64
+) -> FineGrainedEvaluator:
+    """Pairs of scenes that differ in one thing, see `fine_grained_pairs`.
+
+    Args:
+        split: see `load_drawings`; "test" has drawings that are never trained on.
+        image_size: side of a scene, pixels.
+        pairs_per_kind: pairs of each of the six kinds.
+        batch_size: pictures at a time.
+    """
+    pairs = fine_grained_pairs(split, image_size=image_size, pairs_per_kind=pairs_per_kind)
+    return FineGrainedEvaluator(pairs, name="scenes_fine_grained", batch_size=batch_size)
 
 
 def _retrieval(rows: list[dict[str, Any]], column: str, batch_size: int) -> RetrievalEvaluator:

@@ -232,6 +232,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
         attention_mask: torch.Tensor | None = None,
         normalize: bool = True,
         segment_owner: torch.Tensor | None = None,
+        segment_shares: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Text embeddings `[C, D]`, L2-normalised unless told otherwise; a CLIP tower never reads padding (exact).
@@ -239,7 +240,8 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
         With `segment_owner` the rows are segments of C texts, see `encode_text_segments`.
         """
         if segment_owner is not None:
-            return self.encode_text_segments(input_ids, attention_mask, segment_owner, normalize).text_embeds
+            texts = self.encode_text_segments(input_ids, attention_mask, segment_owner, normalize, segment_shares)
+            return texts.text_embeds
         embeds = self._text_embeds(input_ids, attention_mask, **kwargs)
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
@@ -251,6 +253,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
         position_ids: torch.Tensor | None = None,
         segment_owner: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        segment_shares: torch.Tensor | None = None,
         **kwargs,
     ) -> DualEncoderEmbeddings:
         """First public step: inputs to embeddings. Either side may be left out.
@@ -268,7 +271,8 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             found["vision_model_output"], found["image_embeds"] = vision, F.normalize(vision.pooler_output, dim=-1)
         if input_ids is not None and segment_owner is not None:
-            found["text_embeds"] = self.encode_text(input_ids, attention_mask, segment_owner=segment_owner)
+            segments = {"segment_owner": segment_owner, "segment_shares": segment_shares}
+            found["text_embeds"] = self.encode_text(input_ids, attention_mask, **segments)
         elif input_ids is not None and self.training and not kwargs and self._can_trim_texts(input_ids):
             found["text_embeds"] = F.normalize(
                 self._trimmed_text_embeds(input_ids, attention_mask, position_ids), dim=-1
@@ -289,6 +293,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
         return_loss: bool | None = None,
         return_logits: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        segment_shares: torch.Tensor | None = None,
         **kwargs,
     ) -> DualEncoderOutput:
         """Embed a batch and, when asked, compute the loss over the batches of all processes.
@@ -300,6 +305,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
             return_loss: compute the loss.
             return_logits: give `logits_per_image` beside the loss (N x C numbers); default: only without a loss.
             interpolate_pos_encoding: accept another image size than the configured one.
+            segment_shares: `[C]`, how much each segment counts in its text, see `encode_text_segments`.
             kwargs: `output_...` of the towers; everything else is a target of `contrast`, which says what it takes.
         """
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("output_")}
@@ -310,6 +316,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
             position_ids,
             segment_owner=segment_owner,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            segment_shares=segment_shares,
             **options,
         )
         output = dict(embeddings)

@@ -17,7 +17,7 @@ PADDING_ID = 0
 HAS_FTFY = find_spec("ftfy") is not None
 
 TextInput = str | list[str] | list[list[str]]
-Spans = Callable[[str], Sequence[tuple[int, int]]]
+Spans = Callable[[str], Sequence[tuple[int, int] | tuple[int, int, float]]]
 
 
 class LongTextKwargs(TextKwargs, total=False):
@@ -27,7 +27,8 @@ class LongTextKwargs(TextKwargs, total=False):
         text_mode: instead of the processor's `default_text_mode`.
         spans: with segments: function from a text to the (start, end) of its parts in characters, e.g. phrases or
             roles; applied to every text, also to those that fit the context. What it leaves out is not encoded; a text
-            in which it finds nothing is treated as without it.
+            in which it finds nothing is treated as without it. With (start, end, weight) the parts count so much in
+            their text, on top of what the model makes of them.
     """
 
     text_mode: str | None
@@ -88,11 +89,13 @@ class DualEncoderProcessor(ProcessorMixin):
 
         Returns:
             `pixel_values [N, 3, H, W]`; `input_ids`, `attention_mask [C, L]`; for a list of lists also
-            `caption_owner [C]`; with segments `segment_owner [P]` instead of one row per text. When texts were cut,
-            `truncated_captions` (how many) and `dropped_tokens` (a list: tokens lost of each text).
+            `caption_owner [C]`; with segments `segment_owner [P]` instead of one row per text, and, where spans have
+            weights, `segment_shares [P]`. When texts were cut, `truncated_captions` (how many) and `dropped_tokens`
+            (a list: tokens lost of each text).
 
         Raises:
-            ValueError: nothing given, an image without texts, an empty one, a different number of images and lists.
+            ValueError: nothing given, an image without texts, an empty one, a different number of images and lists, a
+                span outside its text, weights that are negative or all 0.
         """
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__}: give images, text or both.")
@@ -146,20 +149,29 @@ class DualEncoderProcessor(ProcessorMixin):
     def _segments(self, captions: list[str], spans: Spans | None, options: dict) -> dict[str, list]:
         """Ids, masks and owners of the segments of all texts."""
         context = options.get("max_length") or self.tokenizer.model_max_length
-        ids, owner = [], []
+        ids, owner, shares = [], [], []
         for number, caption in enumerate(captions):
-            segments = self._windows(caption, spans, context - 2, options["split_special_tokens"])
-            ids += [[self.tokenizer.bos_token_id, *part, self.tokenizer.eos_token_id] for part in segments]
-            owner += [number] * len(segments)
+            for part, share in self._windows(caption, spans, context - 2, options["split_special_tokens"]):
+                ids.append([self.tokenizer.bos_token_id, *part, self.tokenizer.eos_token_id])
+                owner.append(number)
+                shares.append(share)
         length = context if options.get("padding") == "max_length" else max(map(len, ids))
-        return {
+        encoded = {
             "input_ids": [part + [PADDING_ID] * (length - len(part)) for part in ids],
             "attention_mask": [[1] * len(part) + [0] * (length - len(part)) for part in ids],
             "segment_owner": owner,
         }
+        if any(share is not None for share in shares):
+            encoded["segment_shares"] = [1.0 if share is None else share for share in shares]
+        return encoded
 
-    def _windows(self, caption: str, spans: Spans | None, size: int, as_text: bool) -> list[list[int]]:
-        """Content tokens of the segments of a text: parts, or sentences if it is too long; long ones in windows."""
+    def _windows(
+        self, caption: str, spans: Spans | None, size: int, as_text: bool
+    ) -> list[tuple[list[int], float | None]]:
+        """Content tokens of the segments of a text, and their weights: parts, or sentences if it is too long.
+
+        What is too long for the context is cut into windows, which share the weight.
+        """
 
         def content(part: str) -> list[int]:
             return self.tokenizer(
@@ -170,13 +182,34 @@ class DualEncoderProcessor(ProcessorMixin):
                 verbose=False,
             ).input_ids
 
-        parts = [] if spans is None else [content(caption[start:end]) for start, end in spans(caption)]
-        if not any(parts):
+        found = [] if spans is None else _checked_spans(caption, spans(caption))
+        parts = [(content(caption[start:end]), weight) for start, end, weight in found]
+        if not any(part for part, _ in parts):
             whole = content(caption)
             if len(whole) <= size:
-                return [whole]
-            parts = [content(sentence) for sentence in split_sentences(caption)] or [whole]
-        return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+                return [(whole, None)]
+            parts = [(content(sentence), None) for sentence in split_sentences(caption)] or [(whole, None)]
+        windows = []
+        for part, weight in parts:
+            cut = [part[start : start + size] for start in range(0, len(part), size)]
+            windows += [(window, None if weight is None else weight / len(cut)) for window in cut]
+        return windows
+
+
+def _checked_spans(text: str, spans: Sequence) -> list[tuple[int, int, float | None]]:
+    """(start, end, weight or None) of each span.
+
+    Raises:
+        ValueError: a span outside the text or without end behind its start; weights that are negative or all 0.
+    """
+    found = [(*span, None)[:3] for span in spans]
+    for start, end, _ in found:
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"spans: ({start}, {end}) does not lie within the {len(text)} characters of {text!r}.")
+    weights = [weight for *_, weight in found if weight is not None]
+    if weights and (min(weights) < 0 or not sum(weights) > 0):
+        raise ValueError(f"spans: weights must not be negative, nor all 0, got {weights} for {text!r}.")
+    return found
 
 
 def _check_mode(text_mode: str) -> None:

@@ -38,6 +38,7 @@ class SegmentedTextMixin:
         attention_mask: torch.Tensor | None = None,
         segment_owner: torch.Tensor | None = None,
         normalize: bool = True,
+        segment_shares: torch.Tensor | None = None,
     ) -> SegmentedTexts:
         """Embeddings of the segments and of the texts.
 
@@ -46,16 +47,21 @@ class SegmentedTextMixin:
             segment_owner: `[P]` int64, the text of each segment; every segment a text of its own when left out.
             normalize: whether `text_embeds` has unit norm; else it has that of the mean of unit vectors (of a single
                 segment: of the tower's output).
+            segment_shares: `[P]`, not negative and not all 0 in a text: how much each segment counts, times what
+                `segment_weights` says; equal ones when left out.
 
         Raises:
-            ValueError: owners out of order.
+            ValueError: owners out of order, not one share for each segment.
         """
         raw = self._text_embeds(input_ids, attention_mask)
         if segment_owner is None:
             segment_owner = torch.arange(len(raw), device=raw.device)
         segments, mask = pad_segments(F.normalize(raw, dim=-1), segment_owner)
         tokens, _ = pad_segments(text_lengths(input_ids, self.config.text_config.eos_token_id), segment_owner)
-        whole = weighted_mean(segments, self.segment_weights(segments, mask, tokens))
+        weights = self.segment_weights(segments, mask, tokens)
+        if segment_shares is not None:
+            weights = weights * pad_segments(segment_shares.to(weights.dtype), segment_owner)[0]
+        whole = weighted_mean(segments, weights)
         alone = mask.sum(-1, keepdim=True) == 1
         whole = torch.where(alone, raw[segment_owner.diff(prepend=segment_owner.new_tensor([-1])) == 1], whole)
         return SegmentedTexts(F.normalize(whole, dim=-1) if normalize else whole, segments, mask)

@@ -74,6 +74,7 @@ def primary_component_losses(
     components: int = COMPONENTS,
     label_smoothing: float = LABEL_SMOOTHING,
     tile_size: int | None = None,
+    negatives: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """CLIP's loss of images and long captions, and of the images' primary components and short captions.
 
@@ -84,12 +85,14 @@ def primary_component_losses(
         log_scale: scalar tensor, log of the inverse temperature.
         components, label_smoothing: see `keep_components` and `softmax_loss`.
         tile_size: rows per tile of the loss.
+        negatives: `[M, D]`, false captions; keys of the images, not of their components, which are to keep the main
+            things only and may lose what a caption is false in.
 
     Returns:
         The two losses; scalars, float32 (float64 for float64 input), also under autocast.
     """
     owner = torch.arange(len(images), device=images.device)
     options = {"label_smoothing": label_smoothing, "tile_size": tile_size}
-    long = softmax_loss(images, long_texts, owner, log_scale, **options)
+    long = softmax_loss(images, long_texts, owner, log_scale, negatives=negatives, **options)
     short = softmax_loss(keep_components(images, components), short_texts, owner, log_scale, **options)
     return long, short

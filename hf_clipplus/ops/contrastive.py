@@ -5,13 +5,16 @@ multiplies it by the incoming gradient. The softmax loss keeps the log-sum-exp o
 makes the tiles again. When `torch.distributed` is initialised every rank passes its own images and captions, positives
 name captions by their number in the concatenation over ranks, and the mean over ranks of the returned losses is the
 loss of the global batch (so that the gradient averaging of DDP gives the gradient of the global batch).
+
+`negatives` are further texts that belong to no image (false captions): more negatives for every image of every rank,
+and, having no positive, without a term of their own in the direction from texts to images.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from .distributed import RingExchange, gather_sizes, gather_with_grad, rank, world_size
+from .distributed import RingExchange, gather_integers, gather_sizes, gather_with_grad, rank, world_size
 from .positives import Positives
 
 NORMALIZERS = ("per_image", "per_pair", "per_anchor")
@@ -29,6 +32,7 @@ def sigmoid_loss(
     weights: torch.Tensor | None = None,
     normalizer: str = "per_image",
     tile_size: int | None = None,
+    negatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sigmoid loss with any number of positives per image (FFF Eq. 2; SigLIP Algorithm 1 when positives = diagonal).
 
@@ -43,11 +47,12 @@ def sigmoid_loss(
             the captions of all ranks (an owner vector is then read as the owners of the rank's own captions).
         log_scale: scalar tensor, log of the inverse temperature.
         bias: scalar tensor.
-        weights: broadcastable to `[N, C]`; 0 leaves a pair out. Not available with several ranks.
-        normalizer: Z. "per_image": N; "per_pair": N C; "per_anchor": N C with weight
+        weights: broadcastable to `[N, C]`; 0 leaves a pair out. Not available with several ranks, nor with negatives.
+        normalizer: Z. "per_image": N; "per_pair": N (C + M); "per_anchor": N (C + M) with weight
             (1/positives of the image + 1/positives of the caption)/2 on positives (SigLIP+).
         tile_size: images per tile, a caption tile being 16 times as wide; None chooses 256. The result does not
             depend on it beyond rounding.
+        negatives: `[M, D]`, L2-normalised; this rank's texts of no image.
 
     Returns:
         Scalar; float32 (float64 for float64 input), also under autocast. Double backward is not supported.
@@ -57,10 +62,12 @@ def sigmoid_loss(
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"normalizer {normalizer!r} is unknown: choose one of {NORMALIZERS}.")
-    _check_embeddings(image_embeds, text_embeds)
-    caption_sizes, pairs = _global_positives(positives, image_embeds, text_embeds)
+    _check_embeddings(image_embeds, text_embeds, negatives)
+    if weights is not None and negatives is not None:
+        raise ValueError("weights are per pair of images and captions; they are not supported with negatives.")
+    text_embeds, sizes, pairs = _global_texts(positives, image_embeds, text_embeds, negatives)
     images = sum(gather_sizes(image_embeds.shape[0], image_embeds.device))
-    captions = sum(caption_sizes)
+    captions = sum(sizes.texts)
     divisor = images / world_size()
     if normalizer != "per_image":
         divisor *= captions
@@ -71,7 +78,7 @@ def sigmoid_loss(
         weights = weights.to(image_embeds.device, _compute_dtype(image_embeds)).expand(pairs.shape)
     return _TiledSigmoid.apply(
         *_to_compute_dtype(image_embeds, text_embeds, log_scale, bias),
-        (pairs, pair_weights, weights, divisor, tile_size or TILE_ROWS, caption_sizes),
+        (pairs, pair_weights, weights, divisor, tile_size or TILE_ROWS, sizes.texts),
     )
 
 
@@ -83,6 +90,7 @@ def softmax_loss(
     *,
     label_smoothing: float = 0.0,
     tile_size: int | None = None,
+    negatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """CLIP's symmetric cross entropy; with several positives the log-probability is averaged over them.
 
@@ -94,15 +102,16 @@ def softmax_loss(
         image_embeds, text_embeds, positives, log_scale: as in `sigmoid_loss`; the embeddings need no unit norm.
         label_smoothing: share of the target that is spread evenly over all keys, as in `torch`'s cross entropy.
         tile_size: rows per tile; None keeps a tile near a million pairs.
+        negatives: `[M, D]`, this rank's texts of no image: keys of every image, queries of nothing.
 
     Returns:
         Scalar; float32 (float64 for float64 input), also under autocast.
     """
-    _check_embeddings(image_embeds, text_embeds)
-    caption_sizes, pairs = _global_positives(positives, image_embeds, text_embeds)
+    _check_embeddings(image_embeds, text_embeds, negatives)
+    text_embeds, sizes, pairs = _global_texts(positives, image_embeds, text_embeds, negatives)
     images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
-    plan = _SoftmaxPlan.of(pairs, images, caption_sizes, label_smoothing, tile_size)
-    return _TiledSoftmax.apply(images, gather_with_grad(texts, caption_sizes)[:, None], log_scale, plan)
+    plan = _SoftmaxPlan.of(pairs, images, sizes, label_smoothing, tile_size)
+    return _TiledSoftmax.apply(images, gather_with_grad(texts, sizes.texts)[:, None], log_scale, plan)
 
 
 def slot_softmax_loss(
@@ -111,6 +120,7 @@ def slot_softmax_loss(
     log_scale: torch.Tensor,
     *,
     tile_size: int | None = None,
+    negatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean over K caption slots of CLIP's loss between all images and the captions of that slot.
 
@@ -122,6 +132,7 @@ def slot_softmax_loss(
         text_embeds: `[N, K, D]`, L2-normalised; the K captions of each.
         log_scale: scalar tensor, log of the inverse temperature.
         tile_size: rows per tile; None keeps a tile near a million pairs.
+        negatives: `[M, D]`, L2-normalised, this rank's texts of no image: keys of every image in every slot.
 
     Returns:
         Scalar; float32 (float64 for float64 input), also under autocast.
@@ -131,13 +142,14 @@ def slot_softmax_loss(
     """
     if text_embeds.ndim != 3 or len(text_embeds) != len(image_embeds):
         raise ValueError(f"text_embeds: expected [{len(image_embeds)}, K, D], got {list(text_embeds.shape)}.")
-    _check_embeddings(image_embeds, text_embeds.flatten(0, 1))
-    sizes = gather_sizes(len(image_embeds), image_embeds.device)
+    _check_embeddings(image_embeds, text_embeds.flatten(0, 1), negatives)
+    owner = torch.arange(len(image_embeds), device=image_embeds.device)
+    if negatives is not None:
+        negatives = negatives[:, None].expand(-1, text_embeds.shape[1], -1)
+    text_embeds, sizes, pairs = _global_texts(owner, image_embeds, text_embeds, negatives)
     images, texts, log_scale = _to_compute_dtype(image_embeds, text_embeds, log_scale)
-    rows = torch.arange(len(images), device=images.device)
-    pairs = Positives(rows, rows + sum(sizes[: rank()]), (len(images), sum(sizes)))
     plan = _SoftmaxPlan.of(pairs, images, sizes, 0.0, tile_size)
-    return _TiledSoftmax.apply(images, gather_with_grad(texts, sizes), log_scale, plan)
+    return _TiledSoftmax.apply(images, gather_with_grad(texts, sizes.texts), log_scale, plan)
 
 
 @torch.no_grad()
@@ -191,7 +203,11 @@ def auto_bias(mean_cosine: float, positive_rate: float, log_scale: float) -> flo
     return float(torch.logit(rate) - torch.tensor(log_scale, dtype=torch.float64).exp() * mean_cosine)
 
 
-def _check_embeddings(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+def _check_embeddings(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, negatives: torch.Tensor | None = None
+) -> None:
+    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != image_embeds.shape[-1]):
+        raise ValueError(f"negatives: expected [M, {image_embeds.shape[-1]}], got {list(negatives.shape)}.")
     if image_embeds.ndim != 2 or text_embeds.ndim != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
         raise ValueError(
             "image_embeds [N, D] and text_embeds [C, D] must be matrices of equal width, "
@@ -208,16 +224,36 @@ def _to_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _global_positives(positives, image_embeds: torch.Tensor, text_embeds: torch.Tensor):
-    """Caption counts of all ranks, and the pairs with captions numbered over all ranks."""
+class _Sizes(NamedTuple):
+    """Texts of every rank, captions first, then negatives; and how many of all texts are captions."""
+
+    texts: list[int]
+    captions: int
+
+
+def _global_texts(
+    positives, image_embeds: torch.Tensor, text_embeds: torch.Tensor, negatives: torch.Tensor | None
+) -> tuple[torch.Tensor, _Sizes, Positives]:
+    """This rank's captions and negatives in one, their numbers on all ranks, and the pairs with texts numbered so."""
     n, own_captions = image_embeds.shape[0], text_embeds.shape[0]
-    sizes = gather_sizes(own_captions, text_embeds.device)
-    shape = (n, sum(sizes))
+    own_negatives = 0 if negatives is None else negatives.shape[0]
+    captions, added = zip(*gather_integers([own_captions, own_negatives], text_embeds.device), strict=True)
+    shape = (n, sum(captions))
     is_owner = isinstance(positives, torch.Tensor) and positives.ndim == 1
     if world_size() > 1 and is_owner:
         own = Positives.coerce(positives, (n, own_captions))
-        return sizes, Positives(own.rows, own.cols + sum(sizes[: rank()]), shape)
-    return sizes, Positives.coerce(positives, shape)
+        pairs = Positives(own.rows, own.cols + sum(captions[: rank()]), shape)
+    else:
+        pairs = Positives.coerce(positives, shape)
+    sizes = _Sizes([c + a for c, a in zip(captions, added, strict=True)], sum(captions))
+    if not any(added):
+        return text_embeds, sizes, pairs
+    if own_negatives:
+        text_embeds = torch.cat([text_embeds, negatives.to(text_embeds.dtype)])
+    ends = torch.tensor(captions, device=pairs.cols.device).cumsum(0)
+    shift = torch.tensor((0, *added[:-1]), device=pairs.cols.device).cumsum(0)  # negatives of the ranks before
+    cols = pairs.cols + shift[torch.searchsorted(ends, pairs.cols, right=True)]
+    return text_embeds, sizes, Positives(pairs.rows, cols, (n, sum(sizes.texts)))
 
 
 def _anchor_weights(pairs: Positives, dtype: torch.dtype) -> torch.Tensor:
@@ -370,10 +406,10 @@ class _SoftmaxTile(NamedTuple):
 
 
 class _SoftmaxPlan(NamedTuple):
-    """What the softmax loss does with the logits of a slot; own images n, captions of all ranks C.
+    """What the softmax loss does with the logits of a slot; own images n, texts of all ranks C.
 
     `rows [n]` and `cols [C]` are weights of a row and a column in the sum over ranks, 0 without a positive;
-    `smooth_rows` and `smooth_cols` what label smoothing takes of each logit; `own` this rank's captions.
+    `smooth_rows` and `smooth_cols` what label smoothing takes of each logit; `own` this rank's texts.
     """
 
     rows: torch.Tensor
@@ -385,7 +421,7 @@ class _SoftmaxPlan(NamedTuple):
 
     @classmethod
     def of(
-        cls, pairs: Positives, images: torch.Tensor, caption_sizes: list[int], smoothing: float, tile_size: int | None
+        cls, pairs: Positives, images: torch.Tensor, sizes: _Sizes, smoothing: float, tile_size: int | None
     ) -> "_SoftmaxPlan":
         n, c = pairs.shape
         total = sum(gather_sizes(n, images.device))
@@ -393,7 +429,7 @@ class _SoftmaxPlan(NamedTuple):
         counts = _positive_counts(pairs)
         rows, cols = (
             world_size() / 2 / max(size, 1) * (count > 0).to(images.dtype)
-            for size, count in zip((total, c), counts, strict=True)
+            for size, count in zip((total, sizes.captions), counts, strict=True)
         )
         of_row, of_col = (
             (1 - smoothing) * weight[index] / count[index]
@@ -406,8 +442,8 @@ class _SoftmaxPlan(NamedTuple):
             at = (pairs.rows[mine] - top, pairs.cols[mine])
             tiles.append(_SoftmaxTile(slice(top, min(top + tile_size, n)), at, of_row[mine], of_col[mine]))
         smooth = (smoothing / c * rows, smoothing / total * cols) if smoothing else (None, None)
-        start = sum(caption_sizes[: rank()])
-        return cls(rows, cols, *smooth, tiles, slice(start, start + caption_sizes[rank()]))
+        start = sum(sizes.texts[: rank()])
+        return cls(rows, cols, *smooth, tiles, slice(start, start + sizes.texts[rank()]))
 
 
 class _TiledSoftmax(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .contrastive import softmax_loss
-from .distributed import gather_sizes, gather_with_grad, rank, world_size
+from .distributed import gather_integers, gather_sizes, gather_with_grad, rank, world_size
 from .grouping import at_least_float32
 from .tiles import sum_over_tiles
 
@@ -188,6 +188,7 @@ def circle_loss(
     gamma: float = 32.0,
     margin: float = 0.25,
     tile_size: int | None = None,
+    negatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A tenth of the circle loss of the images over all captions (an option of the published code, not of the paper).
 
@@ -199,17 +200,23 @@ def circle_loss(
         texts: `[B, K, D]`.
         gamma, margin: see above.
         tile_size: images per tile; None keeps a tile near four million numbers.
+        negatives: `[M, D]`, this process's texts of no image.
 
     Returns:
         Scalar; float32 (float64 for float64 input), also under autocast.
     """
     images, texts = at_least_float32(images), at_least_float32(texts)
-    sizes = gather_sizes(len(images), images.device)
+    sizes, added = zip(
+        *gather_integers([len(images), 0 if negatives is None else len(negatives)], images.device), strict=True
+    )
     captions = texts.shape[1]
-    all_texts = gather_with_grad(texts, sizes).flatten(0, 1)
+    all_texts = gather_with_grad(texts, list(sizes)).flatten(0, 1)
+    if any(added):
+        negatives = texts[:0, 0] if negatives is None else at_least_float32(negatives)
+        all_texts = torch.cat([all_texts, gather_with_grad(negatives, list(added))])
     first = sum(sizes[: rank()])
     own = torch.arange(first, first + len(images), device=images.device)
-    owner = torch.arange(len(all_texts), device=images.device) // captions
+    owner = torch.arange(len(all_texts), device=images.device) // captions  # of a negative: no image's number
 
     def loss_of_rows(images, own, texts):
         similarity = images @ texts.T

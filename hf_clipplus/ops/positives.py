@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 MINING_RULES = ("gated", "plain")
 STT_MODES = ("group_mean", "caption_mean")
+NO_IMAGE = -1  # the owner of a text that belongs to no image: a false caption
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,28 @@ def default_owners(images: int, captions: int, device: torch.device | None = Non
             "pass caption_owner (the image of each caption)."
         )
     return torch.arange(images, device=device).repeat_interleave(captions // images)
+
+
+def apart_from_negatives(
+    texts: torch.Tensor, owner: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Captions, their owners, and the texts whose owner is `NO_IMAGE` (None when there is none), each in order.
+
+    Args:
+        texts: `[T, D]`, the embeddings of all texts of a batch.
+        owner: `[T]` int64, or None: every text is a caption.
+
+    Raises:
+        ValueError: not one owner for each text, or one below -1.
+    """
+    if owner is None:
+        return texts, None, None
+    if owner.shape != texts.shape[:1]:
+        raise ValueError(f"caption_owner: expected one entry per text ({len(texts)}), got {list(owner.shape)}.")
+    false = owner == NO_IMAGE
+    if not false.any():
+        return texts, owner, None
+    return texts[~false], owner[~false], texts[false]
 
 
 def equal_pairs(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

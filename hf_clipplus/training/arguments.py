@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_clipplus.data.hard_negatives import KINDS
+
 LR_SCHEDULES = ("groupvit", "open_clip")
 
 
@@ -166,6 +168,17 @@ class PairDataArguments:
     )
     word_deletion: float = field(
         default=0.0, metadata={"help": "Share of words that are left out of each caption at random."}
+    )
+    hard_negatives: int = field(
+        default=0, metadata={"help": "False captions of each image, made of its captions, that are negatives for all."}
+    )
+    hard_negative_kinds: list[str] = field(
+        default_factory=lambda: list(KINDS),
+        metadata={"help": f"What may be changed in them: {', '.join(KINDS)}."},
+    )
+    hard_negative_objects: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Nouns that exclude each other, for the kind 'object'; embedded scenes bring their own."},
     )
     on_bad_row: str = field(
         default="skip", metadata={"help": "'skip' counts unreadable images and rows without captions; 'raise' stops."}

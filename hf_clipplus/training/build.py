@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from transformers import AutoProcessor, AutoTokenizer
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
+from hf_clipplus.data.hard_negatives import HardNegatives, caption_reader
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
+from hf_clipplus.data.text_structure import find_parser
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
 from hf_clipplus.models.configuration_finer_vision import FinerVision
+from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
 from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.ops.distributed import rank, world_size
@@ -159,13 +163,34 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
+        hard_negatives=hard_negatives_of(data),
         **kwargs,
     )
 
 
-def choose_bias(model: FFFModel, rows: Iterable[dict], collator: ContrastiveCollator, batch_size: int) -> float:
+def hard_negatives_of(data: PairDataArguments) -> HardNegatives | None:
+    """What makes the false captions that the arguments ask for; None when they ask for none.
+
+    Rows of embedded scenes are judged by their facts; captions of other rows are parsed by what is installed, see
+    `find_parser`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if not data.hard_negatives:
+        return None
+    reader = caption_reader(lambda text: _installed_parser()(text), data.hard_negative_objects)
+    return HardNegatives(data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader)
+
+
+_installed_parser = lru_cache(maxsize=1)(find_parser)
+
+
+def choose_bias(
+    model: DualEncoderModel, rows: Iterable[dict], collator: ContrastiveCollator, batch_size: int
+) -> float:
     """Set the first bias from a few batches (`calibrate.set_auto_bias`); the report does not count these rows."""
-    quiet = ContrastiveCollator(collator.processor, **collator.selection, seed=collator.seed)
+    quiet = ContrastiveCollator(collator.processor, choose=collator.choose, seed=collator.seed)
     stream = iter(rows[i] for i in torch.randperm(len(rows)).tolist()) if hasattr(rows, "__len__") else iter(rows)
     stream = itertools.islice(stream, rank(), None, world_size())  # the share of positives is one among all processes
     batches = [quiet(chunk) for _ in range(BIAS_BATCHES) if (chunk := list(itertools.islice(stream, batch_size)))]

@@ -10,7 +10,14 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from hf_clipplus.data.clipart import CLASS_NAMES as CLIPART_CLASSES
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.images import image_augmentation
-from hf_clipplus.data.nouns import TEMPLATES, NounPromptCollator, find_tagger, nltk_tagger, spacy_tagger
+from hf_clipplus.data.nouns import (
+    TEMPLATES,
+    NounPromptCollator,
+    find_tagger,
+    nltk_tagger,
+    refuse_hard_negatives,
+    spacy_tagger,
+)
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.scene_pairs import ScenePairs
 from hf_clipplus.data.segmentation_sources import read_coco_object, read_context, read_voc
@@ -187,6 +194,7 @@ def build_collator(
     """The collator that the arguments describe; it looks for a tagger only where rows bring no nouns."""
     if args.tagger not in TAGGERS:
         raise ValueError(f"tagger {args.tagger!r} is unknown: choose one of {', '.join(TAGGERS)}.")
+    refuse_hard_negatives(data.hard_negatives)
     needs_tagger = args.prompts_per_image and data.dataset != EMBEDDED
     side = dict(processor.image_processor.crop_size)["height"]
     augment = None if data.image_augmentation == "none" else image_augmentation(data.image_augmentation, size=side)

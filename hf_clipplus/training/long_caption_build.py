@@ -24,7 +24,7 @@ from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
 from .arguments import FINER_VISION_HELP, PairDataArguments
-from .build import TOKENIZER_SAMPLE, open_pairs, open_retrieval
+from .build import TOKENIZER_SAMPLE, hard_negatives_of, open_pairs, open_retrieval
 from .scratch import SIZES, build_from_nothing, train_tokenizer
 from .start import load_to_train
 
@@ -127,7 +127,13 @@ def open_rows(
 
 
 def build_collator(
-    processor: DualEncoderProcessor, data: PairDataArguments, choose: CaptionChoice, *, seed: int, report: DataReport
+    processor: DualEncoderProcessor,
+    data: PairDataArguments,
+    choose: CaptionChoice,
+    *,
+    seed: int,
+    report: DataReport,
+    **kwargs,
 ) -> ContrastiveCollator:
     """The collator that the arguments describe."""
     side = dict(processor.image_processor.crop_size)["height"]
@@ -137,9 +143,12 @@ def build_collator(
         choose=choose,
         augment_image=augment,
         augment_text=RandomWordDeletion(data.word_deletion) if data.word_deletion else None,
+        equal_texts_are_positive=data.equal_texts_are_positive,
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
+        hard_negatives=hard_negatives_of(data),
+        **kwargs,
     )
 
 

@@ -113,13 +113,8 @@ def test_empty_and_missing_captions_are_counted(processor):
     batch = ContrastiveCollator(processor, report=report)(rows)
     assert texts_of(processor, batch) == ["the cat", "boats", "a cat"]
     assert batch["caption_owner"].tolist() == [0, 0, 1]
-    assert report.counts() == {
-        "unreadable image": 0,
-        "image without captions": 1,
-        "empty caption": 3,
-        "truncated caption": 0,
-        "row without mining features": 0,
-    }
+    counted = {kind: count for kind, count in report.counts().items() if count}
+    assert counted == {"image without captions": 1, "empty caption": 3}
     assert report.names("image without captions") == ["row 1"]
     assert report.names("empty caption") == ["row 0", "row 1"]
 

@@ -48,9 +48,21 @@ def test_ranks_give_the_loss_of_the_whole_batch(on_ranks, world, kind, loss):
         for name in ("loss", "grad_log_scale", "grad_bias"):
             mean = torch.stack([part[name] for part in parts]).mean(0)
             torch.testing.assert_close(mean, expected[name], rtol=1e-10, atol=1e-12)
-        for name in ("grad_images", "grad_texts"):
+        for name in ("grad_images", "grad_texts", "grad_negatives"):
             found = torch.cat([part[name] for part in parts]) / world
             torch.testing.assert_close(found, expected[name], rtol=1e-10, atol=1e-12)
+    assert (expected["grad_negatives"] != 0).any() == (kind == "hard negatives")
+
+
+@pytest.mark.parametrize("world", losses.IMAGES)
+@pytest.mark.parametrize("name", losses.SLOT_LOSSES)
+def test_ranks_give_dreamlips_losses_with_hard_negatives(on_ranks, world, name):
+    parts, expected = [rank["results"][name] for rank in on_ranks[world]], losses.compute_slots(1, 0, name)
+    torch.testing.assert_close(sum(part["loss"] for part in parts) / world, expected["loss"], rtol=1e-10, atol=0)
+    for key in ("grad_images", "grad_texts", "grad_negatives"):
+        found = torch.cat([part[key] for part in parts]) / world
+        torch.testing.assert_close(found, expected[key], rtol=1e-10, atol=1e-12)
+        assert (expected[key] != 0).any()
 
 
 def test_the_cases_have_positives_across_ranks():

@@ -6,8 +6,9 @@ import torch
 from PIL import Image, ImageColor, ImageFont
 from torch.nn.functional import normalize
 
+from hf_clipplus.data.mmvp_source import ImagePair
 from hf_clipplus.evaluation import gallery
-from hf_clipplus.evaluation.gallery import retrieval_gallery
+from hf_clipplus.evaluation.gallery import pair_sheet, retrieval_gallery
 
 GREEN = ImageColor.getrgb(gallery.RIGHT)
 TEXTS = [f"a square of colour {i}" for i in range(16)]
@@ -84,3 +85,21 @@ def test_wrong_inputs_are_named(pictures):
         draw(pictures[:7], images, texts, text_queries=[0])
     with pytest.raises(ValueError, match="3 to 8"):
         draw(pictures, images, texts, text_queries=[0], top=20)
+
+
+def test_pairs_stand_above_the_text_that_is_true_of_them(pictures):
+    pairs = [
+        ImagePair("colour", tuple(pictures[k : k + 2]), ("one", "two"), (k % 2 == 0, k % 2 == 1)) for k in range(4)
+    ]
+    plain, marked = pair_sheet(pairs, title="pairs"), pair_sheet(pairs, correct=[True, False, False, False])
+    assert plain.width == 1200
+    assert green(plain) == 0
+    assert green(marked) > 2000
+    turned = [ImagePair("colour", pair.images, pair.texts[::-1], pair.first_is_true[::-1]) for pair in pairs]
+    assert (np.asarray(pair_sheet(turned, title="pairs")) == np.asarray(plain)).all()
+    other = [ImagePair("colour", pair.images, pair.texts[::-1], pair.first_is_true) for pair in pairs]
+    assert (np.asarray(pair_sheet(other, title="pairs")) != np.asarray(plain)).any()
+    with pytest.raises(ValueError, match="no pairs to draw"):
+        pair_sheet([])
+    with pytest.raises(ValueError, match="for each of 4 pairs, got 1"):
+        pair_sheet(pairs, correct=[True])

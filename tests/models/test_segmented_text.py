@@ -170,3 +170,37 @@ def test_trimming_is_exact_in_inference(config_class, model_class, tower_configs
     assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
     assert full.last_hidden_state.shape[1] == 16
     torch.testing.assert_close(full.pooler_output, found.pooler_output)
+
+
+def test_shares_of_segments(model, processor):
+    text = "a red cat on a hill, two green boats"
+    spans = {text: [(0, len(text), 0.5), (0, 9, 0.2), (21, 36, 0.3)], "a tiger": []}
+    batch = processor(text=[text, "a tiger"], text_mode="segmented", spans=spans.get, return_tensors="pt")
+    assert batch["segment_shares"].tolist() == pytest.approx([0.5, 0.2, 0.3, 1.0])
+    found = model.encode_text(**batch)
+    each = model.encode_text(**processor(text=[text, "a red cat", "two green boats", "a tiger"], return_tensors="pt"))
+    fused = F.normalize(0.5 * each[0] + 0.2 * each[1] + 0.3 * each[2], dim=0)
+    torch.testing.assert_close(found, torch.stack([fused, each[3]]))
+    images = torch.randn(2, 3, 24, 24)
+    torch.testing.assert_close(model(images, **batch).text_embeds, found)
+    even = processor(text=[text], text_mode="segmented", spans=lambda text: [(0, 9), (21, 36)], return_tensors="pt")
+    assert "segment_shares" not in even
+    long = processor(text=[STORY], text_mode="segmented", spans=lambda text: [(0, len(text), 1.0)])
+    windows = len(long["segment_owner"])
+    assert windows > 2
+    assert long["segment_shares"] == pytest.approx([1 / windows] * windows)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([(0, 99)], r"\(0, 99\) does not lie within the 7 characters of 'a tiger'"),
+        ([(-3, 2)], r"\(-3, 2\) does not lie"),
+        ([(4, 4)], r"\(4, 4\) does not lie"),
+        ([(0, 2, -1.0), (2, 4, 2.0)], "weights must not be negative"),
+        ([(0, 2, 0.0)], "weights must not be negative, nor all 0"),
+    ],
+)
+def test_wrong_spans(spans, message, processor):
+    with pytest.raises(ValueError, match=message):
+        processor(text=["a tiger"], text_mode="segmented", spans=lambda text: spans)

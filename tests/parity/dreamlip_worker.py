@@ -22,6 +22,7 @@ CASES = {
     **{name: {"grouping_negatives": name} for name in ("batch", "within_image", "cross_image")},
     "capped": {"grouping_negatives": "cross_image", "max_grouping_negatives": 2},
     "circle": {"use_circle_loss": True},
+    "sigmoid": {"contrastive_loss": "sigmoid"} | {"mining_features": "online", "p1": 0.4, "p1_gate": 0.1, "p2": 0.3},
 }
 
 
@@ -53,6 +54,9 @@ def of_the_model(rows: slice) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     sizes = {"image_embeds": (IMAGES,), "text_embeds": (IMAGES, CAPTIONS), "patch_embeds": (IMAGES, PATCHES)}
     batch = {key: torch.randn(*size, WIDTH, generator=draw, dtype=torch.float64) for key, size in sizes.items()}
+    caption_ids = torch.randint(-1, 6, (IMAGES, CAPTIONS), generator=draw)[
+        rows
+    ].flatten()  # some equal, across ranks too
     tower = {"hidden_size": WIDTH, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     found = {}
     for name, options in CASES.items():
@@ -67,11 +71,14 @@ def of_the_model(rows: slice) -> dict[str, torch.Tensor]:
         maps = {key: torch.eye(WIDTH, dtype=torch.float64).requires_grad_() for key in sizes}
         embeds = {key: F.normalize(value[rows] @ maps[key], dim=-1) for key, value in batch.items()}
         embeds["text_embeds"] = embeds["text_embeds"].flatten(0, 1)
-        result = model.contrast(DreamLIPEmbeddings(**embeds))
+        result = model.contrast(DreamLIPEmbeddings(**embeds), caption_ids=caption_ids, mine_online=True)
         result["loss"].backward()
         found[f"{name}.loss"] = result["loss"].detach()
         found |= {f"{name}.{key}": value.grad for key, value in maps.items()}
-        found |= {f"{name}.{key}": getattr(model, key).grad for key in ("logit_scale", "logit_scale_local")}
+        scalars = ("logit_scale", "logit_scale_local", *(("logit_bias",) if name == "sigmoid" else ()))
+        found |= {f"{name}.{key}": getattr(model, key).grad for key in scalars}
+        if name == "sigmoid":
+            found["sigmoid.mined"] = (result["statistics"]["mined"] * len(embeds["image_embeds"])).round()
     return found
 
 

@@ -186,10 +186,13 @@ def test_a_batch_cut_over_processes_is_the_batch(processes):
     """Every kind of negatives and the circle loss through the model: value and gradients, uneven shares of images."""
     alone = processes["alone"]
     ranks = [processes[name]["model"] for name in processes if name != "alone"]
+    mined = alone.pop("sigmoid.mined")
+    assert mined == sum(rank["sigmoid.mined"] for rank in ranks) > 0
     for name, expected in alone.items():
         found = torch.stack([rank[name] for rank in ranks]).mean(0)
         assert_close(found, expected, name, rtol=1e-6, atol=1e-9)
-    assert {name.split(".")[0] for name in alone} == {"batch", "within_image", "cross_image", "capped", "circle"}
+    cases = {"batch", "within_image", "cross_image", "capped", "circle", "sigmoid"}
+    assert {name.split(".")[0] for name in alone} == cases
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,18 @@ from math import log
 
 from huggingface_hub.dataclasses import strict
 
-from hf_clipplus.models.configuration_dual_encoder import DualEncoderConfig
+from hf_clipplus.models.configuration_mined_positives import MinedPositivesConfig
 from hf_clipplus.ops.patch_groups import GROUPING_NEGATIVES, WEIGHT_NORMALIZATIONS
 
 
 @strict
-class DreamLIPConfig(DualEncoderConfig):
+class DreamLIPConfig(MinedPositivesConfig):
     """DreamLIP (2403.17007): CLIP towers, K captions per image, each tied to the patches that it describes.
 
     Args:
+        contrastive_loss: of images and captions: "slot_softmax" (DreamLIP's), or "sigmoid" (FFF's), in which a caption
+            may have several images: those of an equal caption, and mined ones.
+        mining_features and what follows it: of the sigmoid loss, see `MinedPositivesConfig`.
         captions_per_image: K, the raw caption included.
         multi_caption_weight: weight of the loss between images and captions.
         use_grouping_loss: tie captions to patches; the model then has `patch_projection` and `logit_scale_local`,
@@ -28,9 +31,10 @@ class DreamLIPConfig(DualEncoderConfig):
     """
 
     model_type = "clipplus_dreamlip"
-    keys_to_ignore_at_inference = ["statistics"]
-    has_logit_bias = False
+    keys_to_ignore_at_inference = ["positives", "statistics"]
+    contrastive_losses = ("slot_softmax", "sigmoid")
 
+    contrastive_loss: str = "slot_softmax"
     logit_scale_init_value: float | int = log(1 / 0.07)
     captions_per_image: int = 7
     multi_caption_weight: float | int = 1.0
@@ -41,19 +45,22 @@ class DreamLIPConfig(DualEncoderConfig):
     grouping_normalization: str = "minmax"
     grouping_threshold: float | int = -1.0
     use_circle_loss: bool = False
-    loss_tile_size: int | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for field, allowed in (
-            ("grouping_negatives", GROUPING_NEGATIVES),
-            ("grouping_normalization", WEIGHT_NORMALIZATIONS),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"DreamLIPConfig.{field}={getattr(self, field)!r} is unknown: choose one of {allowed}."
-                )
+        self.require_one_of("grouping_negatives", GROUPING_NEGATIVES)
+        self.require_one_of("grouping_normalization", WEIGHT_NORMALIZATIONS)
+        if self.contrastive_loss != "sigmoid" and self.mining_features is not None:
+            raise ValueError(
+                f"DreamLIPConfig.mining_features={self.mining_features!r} needs contrastive_loss='sigmoid': in "
+                "DreamLIP's own loss a caption belongs to one image."
+            )
         self.require_clip_towers()
+
+    @property
+    def has_logit_bias(self) -> bool:
+        """Whether the loss has a bias."""
+        return self.contrastive_loss == "sigmoid"
 
 
 __all__ = ["DreamLIPConfig"]

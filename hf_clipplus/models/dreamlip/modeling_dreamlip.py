@@ -11,9 +11,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from hf_clipplus.models.configuration_finer_vision import FinerVision
 from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderModel, DualEncoderOutput
 from hf_clipplus.models.finer_vision import FinerVisionOutput
+from hf_clipplus.models.mined_positives import MinedPositivesMixin
 from hf_clipplus.ops.contrastive import slot_softmax_loss
 from hf_clipplus.ops.patch_groups import circle_loss, grouping_loss
-from hf_clipplus.ops.positives import default_owners
+from hf_clipplus.ops.positives import apart_from_negatives, default_owners
 
 from .configuration_dreamlip import DreamLIPConfig
 
@@ -35,12 +36,14 @@ class DreamLIPOutput(DualEncoderOutput):
 
     Args:
         patch_embeds: `[N, M, D]`, L2-normalised; of a model with the grouping loss.
+        positives: `[2, P]` int64, of the sigmoid loss, see `FFFOutput`.
     """
 
     patch_embeds: torch.Tensor | None = None
+    positives: torch.Tensor | None = None
 
 
-class DreamLIPModel(DualEncoderModel):
+class DreamLIPModel(MinedPositivesMixin, DualEncoderModel):
     """CLIP towers with DreamLIP's losses (2403.17007).
 
     Example:
@@ -60,7 +63,7 @@ class DreamLIPModel(DualEncoderModel):
     config_class = DreamLIPConfig
     config: DreamLIPConfig
     output_class = DreamLIPOutput
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_scale_local"]
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias", "logit_scale_local"]
 
     has_patch_features = True
 
@@ -127,7 +130,7 @@ class DreamLIPModel(DualEncoderModel):
         return found
 
     def contrast(
-        self, embeddings: DreamLIPEmbeddings, *, caption_owner: torch.Tensor | None = None, **_
+        self, embeddings: DreamLIPEmbeddings, *, caption_owner: torch.Tensor | None = None, **targets
     ) -> dict[str, torch.Tensor]:
         """Second public step: embeddings to loss, over the batches of all processes.
 
@@ -135,24 +138,31 @@ class DreamLIPModel(DualEncoderModel):
             embeddings: `image_embeds [N, D]`, `text_embeds [N K, D]` (the K captions of the first image, then those
                 of the second, ...), and `patch_embeds [N, M, D]` with a grouping loss.
             caption_owner: `[N K]`, image of each caption; only checked, since K captions in order belong to an image.
+                With -1 for each false caption that stands among `text_embeds`: those are negative for every image,
+                but are tied to no patches.
+            targets: of `multi_positive_loss`, for the sigmoid loss; DreamLIP's own has no use for them.
 
         Returns:
-            `loss` and `statistics`.
+            `loss` and `statistics`; `positives [2, P]` with the sigmoid loss.
 
         Raises:
             ValueError: not K captions for each image.
         """
-        config, images, texts = self.config, embeddings.image_embeds, embeddings.text_embeds
+        config, images = self.config, embeddings.image_embeds
+        texts, caption_owner, negatives = apart_from_negatives(embeddings.text_embeds, caption_owner)
         owner = default_owners(len(images), len(texts), images.device)
         if caption_owner is not None and not torch.equal(caption_owner.to(owner.device), owner):
             raise ValueError(
                 f"DreamLIP needs equally many captions for each of the {len(images)} images, in their order; "
                 f"got caption_owner {caption_owner.tolist()}."
             )
-        texts = texts.unflatten(0, (len(images), -1))
-        found = {
-            "multi_caption_loss": slot_softmax_loss(images, texts, self.logit_scale, tile_size=config.loss_tile_size)
-        }
+        options = {"tile_size": config.loss_tile_size, "negatives": negatives}
+        captions, texts, output, found = texts, texts.unflatten(0, (len(images), -1)), {}, {}
+        if config.contrastive_loss == "sigmoid":
+            output = self.multi_positive_loss(images, captions, caption_owner=owner, negatives=negatives, **targets)
+            found["multi_caption_loss"] = output["loss"]
+        else:
+            found["multi_caption_loss"] = slot_softmax_loss(images, texts, self.logit_scale, **options)
         loss = config.multi_caption_weight * found["multi_caption_loss"]
         if config.use_grouping_loss:
             found["grouping_loss"] = grouping_loss(
@@ -167,12 +177,12 @@ class DreamLIPModel(DualEncoderModel):
             )
             loss = loss + config.grouping_loss_weight * found["grouping_loss"]
         if config.use_circle_loss:
-            found["circle_loss"] = circle_loss(images, texts, tile_size=config.loss_tile_size)
+            found["circle_loss"] = circle_loss(images, texts, **options)
             loss = loss + found["circle_loss"]
-        statistics = {name: value.detach() for name, value in found.items()}
+        statistics = output.get("statistics", {}) | {name: value.detach() for name, value in found.items()}
         if config.use_grouping_loss:
             statistics["grouping_scale"] = self.logit_scale_local.detach().exp()
-        return {"loss": loss, "statistics": statistics}
+        return output | {"loss": loss, "statistics": statistics}
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float = 100.0) -> None:

@@ -8,7 +8,7 @@ from hf_clipplus.models.dual_encoder import DualEncoderEmbeddings, DualEncoderMo
 from hf_clipplus.ops.components import primary_component_losses
 from hf_clipplus.ops.contrastive import softmax_loss
 from hf_clipplus.ops.position import KEPT, RATIO
-from hf_clipplus.ops.positives import default_owners
+from hf_clipplus.ops.positives import apart_from_negatives, default_owners
 
 from .configuration_longclip import LongCLIPConfig
 
@@ -62,7 +62,8 @@ class LongCLIPModel(DualEncoderModel):
         Args:
             embeddings: `image_embeds [N, D]` and `text_embeds [2 N, D]`: the long and the short caption of the first
                 image, then those of the second, ... With `[N, D]` (long captions alone) there is no second loss.
-            caption_owner: `[2 N]`, image of each caption; only checked.
+            caption_owner: `[2 N]`, image of each caption; only checked. With -1 for each false caption that stands
+                among `text_embeds`: negatives of the images in the loss of the long captions.
 
         Returns:
             `loss` and `statistics`.
@@ -70,7 +71,8 @@ class LongCLIPModel(DualEncoderModel):
         Raises:
             ValueError: neither one nor two captions per image, or a batch too small for the components.
         """
-        config, images, texts = self.config, embeddings.image_embeds, embeddings.text_embeds
+        config, images = self.config, embeddings.image_embeds
+        texts, caption_owner, negatives = apart_from_negatives(embeddings.text_embeds, caption_owner)
         owner = default_owners(len(images), len(texts), images.device)
         if len(texts) > 2 * len(images) or (
             caption_owner is not None and not torch.equal(caption_owner.to(owner.device), owner)
@@ -81,6 +83,7 @@ class LongCLIPModel(DualEncoderModel):
                 + ("." if caption_owner is None else f" of images {caption_owner.tolist()}.")
             )
         options = {"label_smoothing": config.label_smoothing, "tile_size": config.loss_tile_size}
+        options["negatives"] = negatives
         if len(texts) == len(images):
             loss = softmax_loss(images, texts, owner, self.logit_scale, **options)
             return {"loss": loss, "statistics": {"long_loss": loss.detach()}}

@@ -1,0 +1,188 @@
+"""Compare what can be added to CLIP's training on the embedded scenes: equal time or steps per arm, held-out drawings.
+
+    python examples/compare_enhancements.py                                     # every arm, 3 seeds
+    python examples/compare_enhancements.py --arms plain combination --seeds 0 --steps 500
+
+Every arm trains the same tiny towers from nothing; "plain" is CLIP on the title of a scene or one sentence about it.
+Held-out scenes are looked for by one sentence that lists what they show, single drawings are classified, and pairs
+of scenes that differ in one thing are scored like Winoground (text, image, group). A run that is on disk with the
+same settings is not trained again, so that an interrupted comparison goes on.
+"""
+
+import copy
+import itertools
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from hf_clipplus.data.captions import select_captions
+from hf_clipplus.data.clipart_scenes import SceneWorld
+from hf_clipplus.data.collators import CaptionChoice, contrastive_report
+from hf_clipplus.data.fine_grained_scenes import KINDS
+from hf_clipplus.data.sources import IndexedRows, iterate
+from hf_clipplus.data.sub_captions import SubCaptions
+from hf_clipplus.evaluation.clipart import clipart_evaluators
+from hf_clipplus.evaluation.fine_grained_scores import CHANCES
+from hf_clipplus.evaluation.scenes import fine_grained_scenes, scene_evaluators
+from hf_clipplus.evaluation.tables import runs_table, under_name
+from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
+from hf_clipplus.models.dual_encoder import DualEncoderModel
+from hf_clipplus.models.fff import FFFModel, FFFProcessor
+from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training.build import choose_bias
+from hf_clipplus.training.long_caption_build import build_collator, scene_texts
+from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, sine_positions, train_tokenizer, whiten_patches
+
+CAPTIONS = 7
+TRIAL_STEPS = 30
+PROCESSORS = {DreamLIPModel: DreamLIPProcessor, FFFModel: FFFProcessor}
+ONE_CAPTION = SubCaptions(captions_per_image=1, sampler="paper")
+SUB_CAPTIONS = SubCaptions(captions_per_image=CAPTIONS)
+ALL_CAPTIONS = partial(select_captions, mode="all", captions_per_image=CAPTIONS - 1)
+
+# fields of configurations and of PairDataArguments; the scale and the thresholds are those of compare_fff.py
+CLIP = {"use_grouping_loss": False}
+MINING = {"mining_features": "online", "p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
+SIGMOID = {"contrastive_loss": "sigmoid", "logit_scale_init_value": 3.4, **MINING}
+EQUAL_TEXTS = {"equal_texts_are_positive": True}
+HARD = {"hard_negatives": 1}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: a label, and where it differs from CLIP on one caption of an image.
+
+    Args:
+        config: fields of the model's configuration.
+        choose: the captions of an image.
+        data: fields of `PairDataArguments`.
+        training: fields of `ContrastiveTrainingArguments`.
+    """
+
+    label: str
+    model: type[DualEncoderModel] = DreamLIPModel
+    config: dict[str, Any] = field(default_factory=lambda: CLIP)
+    choose: CaptionChoice = ONE_CAPTION
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "plain": Arm("CLIP, title or one sentence"),
+    "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
+    "dreamlip": Arm("DreamLIP", config={}, choose=SUB_CAPTIONS),
+    "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
+    "combination": Arm(
+        "sub-captions, patches, mined positives, sigmoid, hard negatives",
+        DreamLIPModel,
+        SIGMOID,
+        SUB_CAPTIONS,
+        EQUAL_TEXTS | HARD,
+    ),
+}
+SCORES = ("text", "image", "group")
+METRICS = {
+    "text->image R@1": "scenes_by_summary_text_to_image_R@1",
+    "R@5": "scenes_by_summary_text_to_image_R@5",
+    "image->text R@5": "scenes_by_summary_image_to_text_R@5",
+    "zero-shot top-1": "clipart_zero_shot_top1",
+    **{score: f"scenes_fine_grained_{score}" for score in SCORES},
+}
+GROUP_BY_KIND = {f"group, {kind}": f"scenes_fine_grained_group_{kind}" for kind in KINDS}
+MEANS = {"ms per step": "step_ms", "steps": "steps", "minutes": "minutes"}
+
+
+@dataclass
+class CompareArguments:
+    """What is compared, and for how long."""
+
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
+    minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
+    steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
+    scenes: int = field(default=300, metadata={"help": "Held-out scenes to retrieve from."})
+    pairs: int = field(default=120, metadata={"help": "Held-out pairs of each kind."})
+    split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
+    output_dir: str = field(default="outputs/compare_enhancements", metadata={"help": "Models, scores, tables."})
+
+
+def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train one arm, save it in `folder`, and return its scores on held-out drawings."""
+    set_seed(seed)
+    arm, side = ARMS[name], SIZES["scene"]["image"]
+    train_split = "train" if args.split == "validation" else "train+validation"
+    tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=SIZES["scene"]["context"])
+    model, processor = build_from_nothing(arm.model, PROCESSORS[arm.model], "scene", tokenizer, **arm.config)
+    world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=seed)
+    whiten_patches(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
+    sine_positions(model)  # or else no arm tells the left from the right
+    rows, report = IndexedRows(world), contrastive_report()
+    data = PairDataArguments(image_augmentation="none", **arm.data)
+    collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
+    if getattr(model.config, "contrastive_loss", None) == "sigmoid":
+        choose_bias(model, rows, collator, args.batch_size)
+
+    def trainer_of(model: DualEncoderModel, steps: int) -> ContrastiveTrainer:
+        settings = ContrastiveTrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            weight_decay=0.2,
+            adam_beta2=0.98,
+            lr_schedule="open_clip",
+            warmup_steps=0.1,
+            logging_steps=max(1, steps // 10),
+            save_strategy="no",
+            dataloader_drop_last=True,
+            report_to=[],
+            seed=seed,
+            **arm.training,
+        )
+        return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
+
+    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
+    model.config.mining_warmup_steps = steps // 2
+    trainer = trainer_of(model, steps)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    times = {"steps": steps, "minutes": seconds / 60, "step_ms": 1000 * seconds / steps}
+    return scores_of(model, processor, args, side) | times
+
+
+def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, side: int) -> dict[str, float]:
+    """Retrieval of scenes, zero-shot classification of drawings, and fine-grained pairs."""
+    evaluators = (
+        scene_evaluators(args.split, image_size=side, length=args.scenes)[0],
+        clipart_evaluators(args.split, image_size=side)[0],
+        fine_grained_scenes(args.split, image_size=side, pairs_per_kind=args.pairs),
+    )
+    found = {}
+    for evaluator in evaluators:
+        found |= under_name(evaluator.name, evaluator(model, processor))
+    return found | {f"chance_{metric}": CHANCES["group"] for metric in GROUP_BY_KIND.values()}
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
+    (args,) = parse_arguments((CompareArguments,), __doc__, argv)
+    scores = run_arms(ARMS, args, partial(train_arm, args), METRICS, MEANS)
+    by_kind = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, GROUP_BY_KIND, {})
+    (Path(args.output_dir) / "group_by_kind.md").write_text(by_kind + "\n", encoding="utf-8")
+    print(f"\n{by_kind}")
+    return scores
+
+
+if __name__ == "__main__":
+    main()
