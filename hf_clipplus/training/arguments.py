@@ -10,11 +10,13 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .enhancements import EnhancementArguments
+
 LR_SCHEDULES = ("groupvit", "open_clip")
 
 
 @dataclass
-class ContrastiveTrainingArguments(TrainingArguments):
+class ContrastiveTrainingArguments(TrainingArguments, EnhancementArguments):
     """`TrainingArguments` with the settings of `ContrastiveTrainer`."""
 
     remove_unused_columns: bool = field(
@@ -52,6 +54,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        EnhancementArguments.__post_init__(self)
         if self.lr_schedule not in (None, *LR_SCHEDULES):
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose one of {LR_SCHEDULES} or none.")
 
