@@ -40,7 +40,8 @@ def texture_histogram(pixels: torch.Tensor) -> torch.Tensor:
     found = np.empty((len(grey), len(TEXTURE_RADII), TEXTURE_CODES), np.float32)
     for row, image in enumerate(grey.to("cpu", torch.uint8).numpy()):
         for place, radius in enumerate(TEXTURE_RADII):
-            codes = local_binary_pattern(image, TEXTURE_NEIGHBOURS, radius, method="uniform").astype(np.int64)
+            codes = local_binary_pattern(image, TEXTURE_NEIGHBOURS, radius, method="uniform")
+            codes = codes[radius:-radius, radius:-radius].astype(np.int64)  # at the border neighbours are missing
             found[row, place] = np.bincount(codes.ravel(), minlength=TEXTURE_CODES) / codes.size
     return torch.from_numpy(found).to(pixels.device)
 

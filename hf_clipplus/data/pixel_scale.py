@@ -26,9 +26,7 @@ class PixelScale:
         """
         images = getattr(processor, "image_processor", processor)
         if not hasattr(images, "do_normalize"):
-            raise ValueError(
-                f"expected a processor that says how it normalises images, got {type(processor).__name__}."
-            )
+            raise ValueError(f"{type(processor).__name__} does not say how it normalises images (do_normalize).")
         factor = images.rescale_factor if images.do_rescale else 1.0
         if abs(factor * 255 - 1) > 1e-3:
             raise ValueError(f"expected pixels scaled by 1/255, {type(images).__name__} scales them by {factor}.")

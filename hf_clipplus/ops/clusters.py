@@ -9,14 +9,17 @@ Shapes: M features of width D, L2-normalised; K clusters.
 import torch
 import torch.nn.functional as F
 
-TEMPERATURE = 0.05  # SwAV's
+TEMPERATURE = 0.02
 
 
-def balance_offsets(scores: torch.Tensor, *, iterations: int = 50) -> torch.Tensor:
+def balance_offsets(
+    scores: torch.Tensor, start: torch.Tensor | None = None, *, iterations: int = 50
+) -> torch.Tensor:
     """Offsets `v` that give every cluster the same share of `softmax(scores + v)` (Sinkhorn-Knopp in logarithms).
 
     Args:
         scores: `[M, K]`, similarity divided by the temperature.
+        start: `[K]`, offsets of similar scores; zeros when left out.
         iterations: alternating normalisations of columns and rows.
 
     Returns:
@@ -24,7 +27,7 @@ def balance_offsets(scores: torch.Tensor, *, iterations: int = 50) -> torch.Tens
     """
     rows, clusters = scores.shape
     share = torch.tensor(rows / clusters).log().to(scores)
-    offsets = scores.new_zeros(clusters)
+    offsets = scores.new_zeros(clusters) if start is None else start
     for _ in range(iterations):
         plan = (scores + offsets).log_softmax(1)
         offsets = offsets + share - plan.logsumexp(0)
@@ -54,7 +57,9 @@ def balanced_kmeans(
     rounds: int = 10,
     temperature: float = TEMPERATURE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spherical k-means with soft assignments of equal column sums.
+    """Spherical k-means that assigns each feature to the best cluster after `balance_offsets`.
+
+    The assignment is hard: averaging by the soft one draws the centroids together, until equal shares mean nothing.
 
     Args:
         features: `[M, D]`.
@@ -62,7 +67,7 @@ def balanced_kmeans(
         generator: on the CPU; chooses the first centroids among the features.
         start: `[K, D]` centroids to start from instead, so that clusters keep their numbers over a refresh.
         rounds: of assigning and averaging.
-        temperature: divides the cosines; the lower, the harder the assignment.
+        temperature: divides the cosines; the lower, the more equal the sizes, and the slower `balance_offsets`.
 
     Returns:
         Centroids `[K, D]`, L2-normalised, and offsets `[K]`, see `assign_clusters`.
@@ -74,9 +79,10 @@ def balanced_kmeans(
         raise ValueError(f"{len(features)} features cannot be put into {clusters} clusters: 2 to {len(features)} can.")
     if start is None:
         start = features[torch.randperm(len(features), generator=generator)[:clusters].to(features.device)]
-    centroids, offsets = start, balance_offsets(features @ start.T / temperature)
+    centroids, offsets = start, None
     for _ in range(rounds):
-        weights = (features @ centroids.T / temperature + offsets).softmax(1)
-        centroids = F.normalize(weights.T @ features, dim=-1)
-        offsets = balance_offsets(features @ centroids.T / temperature)
-    return centroids, offsets
+        offsets = balance_offsets(features @ centroids.T / temperature, offsets, iterations=20)
+        labels = assign_clusters(features, centroids, offsets, temperature=temperature)
+        sums = F.one_hot(labels, clusters).to(features).T @ features
+        centroids = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=-1), centroids)
+    return centroids, balance_offsets(features @ centroids.T / temperature, offsets)
