@@ -12,9 +12,7 @@ import torch.nn.functional as F
 TEMPERATURE = 0.02
 
 
-def balance_offsets(
-    scores: torch.Tensor, start: torch.Tensor | None = None, *, iterations: int = 50
-) -> torch.Tensor:
+def balance_offsets(scores: torch.Tensor, start: torch.Tensor | None = None, *, iterations: int = 50) -> torch.Tensor:
     """Offsets `v` that give every cluster the same share of `softmax(scores + v)` (Sinkhorn-Knopp in logarithms).
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_clipplus.data.pixel_scale import PixelScale
 from hf_clipplus.ops.distributed import world_size
@@ -31,6 +32,8 @@ class EnhancedTrainer(EvaluatingTrainer):
             raise ValueError(f"self_labels and adversarial cannot be used here: {self.refuses_enhancements}")
         self.self_labels = self._make_self_labels() if self.args.self_labels else None
         self.adversary = self._make_adversary() if self.args.adversarial else None
+        if self.self_labels is not None:
+            self.add_callback(_ZeroGradients(self.self_labels.heads))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Trainer's optimizer, with the heads of the labels as further parameter groups."""
@@ -138,6 +141,16 @@ class EnhancedTrainer(EvaluatingTrainer):
                     f"{file} has other labels than self_labels={self.args.self_labels}: {error}"
                 ) from error
         super()._load_optimizer_and_scheduler(checkpoint)
+
+
+class _ZeroGradients(TrainerCallback):
+    """After each step, for heads that are no part of the model: Trainer zeroes the model's gradients only."""
+
+    def __init__(self, heads: nn.Module):
+        self.heads = heads
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.heads.zero_grad()
 
 
 def average_gradients(model: nn.Module) -> None:
