@@ -8,6 +8,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_clipplus.data.pixel_scale import PixelScale
+from hf_clipplus.evaluation.attacked import PixelAttack
+from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 from hf_clipplus.ops.distributed import world_size
 
 from .adversary import Adversary
@@ -34,6 +36,15 @@ class EnhancedTrainer(EvaluatingTrainer):
         self.adversary = self._make_adversary() if self.args.adversarial else None
         if self.self_labels is not None:
             self.add_callback(_ZeroGradients(self.self_labels.heads))
+        if self.args.eval_attack_radius is not None and not self._zero_shot_evaluators():
+            raise ValueError("eval_attack_radius attacks zero-shot classification, and no evaluator here does that.")
+
+    def evaluate(self, *args, **kwargs):
+        """As `EvaluatingTrainer.evaluate`, zero-shot classification also under attack where that is asked for."""
+        if self.args.eval_attack_radius is not None:
+            for evaluator in self._zero_shot_evaluators():
+                evaluator.attack = PixelAttack(self.args.eval_attack_radius)
+        return super().evaluate(*args, **kwargs)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Trainer's optimizer, with the heads of the labels as further parameter groups."""
@@ -43,6 +54,9 @@ class EnhancedTrainer(EvaluatingTrainer):
             for group in self.self_labels.parameter_groups(self.args.weight_decay):
                 optimizer.add_param_group(group)
         return optimizer
+
+    def _zero_shot_evaluators(self) -> list[ZeroShotClassification]:
+        return [evaluator for evaluator in self.evaluators if isinstance(evaluator, ZeroShotClassification)]
 
     def _make_self_labels(self) -> SelfLabels:
         args = self.args

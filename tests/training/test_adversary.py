@@ -8,6 +8,7 @@ import torch
 
 from hf_clipplus.data.collators import ContrastiveCollator
 from hf_clipplus.data.pixel_scale import PixelScale
+from hf_clipplus.evaluation.zero_shot import ZeroShotClassification
 from hf_clipplus.models.groupvit import GroupViTPlusConfig, GroupViTPlusModel
 from hf_clipplus.ops.attack import row_norms
 from hf_clipplus.training.adversary import Adversary, _Changes
@@ -177,3 +178,16 @@ def test_training_on_both_batches_and_on_the_adversarial_alone(tmp_path):
 def test_what_a_trainer_refuses(tmp_path):
     with pytest.raises(ValueError, match="gradient_cache_chunk_size: an attack needs"):
         tiny_run.make_trainer(tmp_path, adversarial="pixel", gradient_cache_chunk_size=2)
+
+
+def test_evaluation_under_attack_is_asked_for_by_an_argument(tmp_path):
+    rows = [{"image": row["image"], "label": i % 2} for i, row in enumerate(tiny_run.make_rows(4))]
+    evaluator = ZeroShotClassification(rows, ["cat", "boat"], ["a {}"])
+    _, processor = tiny_run.make_model()
+    options = {"evaluators": [evaluator], "processing_class": processor}
+    trainer = tiny_run.make_trainer(tmp_path, eval_attack_radius=3.0, trainer=options)
+    found = trainer.evaluate()
+    assert found["eval_zero_shot_attack_radius"] == 3.0
+    assert found["eval_zero_shot_attacked_top1"] <= found["eval_zero_shot_top1"]
+    with pytest.raises(ValueError, match="no evaluator here does that"):
+        tiny_run.make_trainer(tmp_path, eval_attack_radius=3.0)
