@@ -9,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoModel
 
+import hf_clipplus  # noqa: F401  registers the zoo's models
+from hf_clipplus.data.pixel_scale import PixelScale
 from hf_clipplus.models.fff import FFFModel
 from hf_clipplus.training import ContrastiveTrainingArguments
 from hf_clipplus.training.enhanced_trainer import STATE_FILE
-from hf_clipplus.training.self_labels import ClusterLabels, histogram_divergence, parse_self_labels
+from hf_clipplus.training.self_labels import ClusterLabels, SelfLabels, histogram_divergence, parse_self_labels
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 spec = importlib.util.spec_from_file_location("tiny_run", TINY_RUN)
@@ -228,3 +231,45 @@ def test_what_a_trainer_refuses(tmp_path):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match="leave the optimizer"):
         tiny_run.make_trainer(tmp_path, **LABELS, trainer={"optimizers": (optimizer, None)})
+
+
+TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+IDS = {"vocab_size": 30, "eos_token_id": 29, "bos_token_id": 28, "pad_token_id": 29, "max_position_embeddings": 8}
+SIGLIP = {"model_type": "siglip_text_model"}, {"model_type": "siglip_vision_model"}
+GROUPS = {"hidden_size": 8, "num_attention_heads": 2, "depths": (1, 1), "num_group_tokens": (2, 0)}
+VARIANTS = {
+    "clipplus_fff": {},
+    "clipplus_fff siglip": {"mining_features": None},
+    "clipplus_dreamlip": {},
+    "clipplus_longclip": {"components": 1},
+    "clipplus_groupvit": {"projection_intermediate_dim": 8, "prompts_per_image": 0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_contrastive_model_takes_labels(name):
+    """Without a word about the model: by its embeddings and the fields of its configuration."""
+    torch.manual_seed(0)
+    kind, *towers = name.split()
+    size = {"image_size": 16, "patch_size": 8}
+    text, vision = TEXT | IDS, TEXT | size
+    if towers:
+        text, vision = text | SIGLIP[0], vision | SIGLIP[1]
+    if kind == "clipplus_groupvit":
+        vision = GROUPS | size | {"num_output_groups": (2,)}
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=vision, projection_dim=12, **VARIANTS[name])
+    model = AutoModel.from_config(config).train()
+    ids = torch.randint(0, 28, (4, 6))
+    ids[:, -1] = 29
+    pixel_values = torch.randn(4, 3, 16, 16)
+    outputs = model(pixel_values=pixel_values, input_ids=ids, attention_mask=torch.ones_like(ids), return_loss=True)
+    options = {"clusters": 2, "refresh_steps": 1, "seed": 0, "device": torch.device("cpu")}
+    labels = SelfLabels({"colour": 1.0, "clusters": 1.0}, config, PixelScale((0.5,) * 3, (0.5,) * 3), **options)
+    labels.clusters.label(outputs["image_embeds"])
+    loss, logged = labels.losses(outputs["image_embeds"], pixel_values, None, step=1)
+    assert loss.item() == pytest.approx(sum(logged.values()).item())
+    loss.backward()
+    assert set(logged) == {"loss_colour", "loss_clusters"}
+    reached = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert reached
+    assert all(name.startswith(("vision_model.", "visual_projection.")) for name in reached)
