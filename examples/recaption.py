@@ -6,37 +6,22 @@
 The output is a folder of parquet shards (image, caption, pseudo_captions) that `load_pairs` and `load_dataset` read.
 """
 
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-import torch
 from transformers import HfArgumentParser
 
-from hf_clipplus.data.recaption import REPORT_KINDS, Captioner, check_settings, recaption
+from hf_clipplus.data.recaption import REPORT_KINDS, Captioner, recaption
 from hf_clipplus.data.report import DataReport
-from hf_clipplus.data.sources import load_pairs
-
-# What may differ between two runs into one folder without changing what a shard holds.
-FREE_SETTINGS = {"output_dir", "batch_size", "process_index", "num_processes", "max_shards", "device", "streaming"}
+from hf_clipplus.data.shards import ShardArguments
 
 
 @dataclass
-class RecaptionArguments:
+class RecaptionArguments(ShardArguments):
     """Arguments of the recaptioning; --help says what each one does."""
 
-    source: str = field(
-        metadata={"help": "Hub data set id, folder of images (with metadata.jsonl/.csv or none), parquet or tar glob."}
-    )
-    output_dir: str = field(metadata={"help": "Folder of the parquet shards; complete shards in it are skipped."})
     model: str = field(
         default="Salesforce/blip-image-captioning-base",
         metadata={"help": "Captioner (Hub id or folder): BLIP, BLIP-2, GIT, vision-encoder-decoder or a chat model."},
-    )
-    split: str = field(default="train", metadata={"help": "Split of the source."})
-    streaming: bool = field(default=False, metadata={"help": "Read the source while iterating (webdataset shards)."})
-    image_column: str | None = field(default=None, metadata={"help": "Image column; a usual name when left out."})
-    caption_column: str | None = field(
-        default=None, metadata={"help": "Raw caption column, kept in the output; by its usual names when left out."}
     )
     captions_per_image: int = field(default=5, metadata={"help": "Captions per image; equal ones are written once."})
     decoding: str = field(
@@ -50,7 +35,6 @@ class RecaptionArguments:
         default=None, metadata={"help": "Text that the captioner continues; the instruction for a chat model."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of nucleus sampling; a row's captions depend on it alone."})
-    shard_size: int = field(default=1000, metadata={"help": "Rows per shard, the unit of resuming."})
     batch_size: int = field(default=16, metadata={"help": "Images per call of the captioner."})
     keep_image: str = field(
         default="bytes",
@@ -59,35 +43,11 @@ class RecaptionArguments:
             "choices": ["bytes", "path"],
         },
     )
-    process_index: int = field(
-        default_factory=lambda: int(os.environ.get("RANK", 0)),
-        metadata={"help": "Which of the processes this is, from 0; torchrun's RANK when left out."},
-    )
-    num_processes: int = field(
-        default_factory=lambda: int(os.environ.get("WORLD_SIZE", 1)),
-        metadata={"help": "How many processes share the shards; torchrun's WORLD_SIZE when left out."},
-    )
-    max_shards: int | None = field(default=None, metadata={"help": "Stop after this many new shards."})
-    device: str | None = field(default=None, metadata={"help": "Device of the captioner; LOCAL_RANK's GPU, or cpu."})
-
-    def __post_init__(self):
-        if not 0 <= self.process_index < self.num_processes:
-            raise ValueError(f"process_index must be in 0..{self.num_processes - 1}, got {self.process_index}.")
-        if self.device is None:
-            self.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
     (args,) = HfArgumentParser(RecaptionArguments).parse_args_into_dataclasses()
-    check_settings(args.output_dir, {k: v for k, v in asdict(args).items() if k not in FREE_SETTINGS})
-    dataset = load_pairs(
-        args.source,
-        split=args.split,
-        image_column=args.image_column,
-        caption_column=args.caption_column,
-        streaming=args.streaming,
-        require_text=False,
-    )
+    args.check("recaption")
     captioner = Captioner(
         args.model,
         captions_per_image=args.captions_per_image,
@@ -101,16 +61,13 @@ def main() -> None:
     )
     report = DataReport(REPORT_KINDS)
     written, present = recaption(
-        dataset,
+        args.open(),
         captioner,
         args.output_dir,
         report=report,
-        shard_size=args.shard_size,
         batch_size=args.batch_size,
         keep_image=args.keep_image,
-        process_index=args.process_index,
-        num_processes=args.num_processes,
-        max_shards=args.max_shards,
+        **args.work(),
     )
     print(f"{written} shards written to {args.output_dir}, {present} were there already. {report.summary()}".strip())
 

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     report = contrastive_report()
 
     mining_model, mining_processor = None, None
-    if model_args.mining_features == "frozen_model":
+    if model_args.mining_model_name and "frozen_model" in (model_args.mining_features, args.label_cluster_features):
         mining_model = AutoModel.from_pretrained(model_args.mining_model_name, dtype=torch.float32)
         mining_processor = AutoProcessor.from_pretrained(model_args.mining_model_name)
     collator = build_collator(processor, model_args, data_args, args.seed, report, mining_processor=mining_processor)

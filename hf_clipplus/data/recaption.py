@@ -1,9 +1,7 @@
 """Writes pseudo-captions for images with any transformers captioner: shard by shard, resumable, reproducible."""
 
-import itertools
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import fsspec
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -25,6 +22,7 @@ from transformers.processing_utils import ProcessorMixin
 from .images import UnreadableImageError, load_image
 from .report import DataReport
 from .seeding import item_generator
+from .shards import write_shards
 
 REPORT_KINDS = ("unreadable image", "image without a generated caption")
 DECODING_METHODS = ("beam", "nucleus")
@@ -160,26 +158,21 @@ def recaption(
     shard_size: int = 1000,
     batch_size: int = 16,
     keep_image: str = "bytes",
-    process_index: int = 0,
-    num_processes: int = 1,
+    share: tuple[int, int] = (0, 1),
     max_shards: int | None = None,
 ) -> tuple[int, int]:
     """Writes `captions-<first row>-<end row>.parquet` shards that `load_pairs` reads back.
 
-    A shard is written under a hidden name and renamed when it is whole, so a shard that exists is complete and is
-    skipped; process p of n writes shards p, p + n, p + 2n, ... A row's captions do not depend on the process, run or
-    batch it falls into (up to rounding in the model).
+    A row's captions do not depend on the process, run or batch it falls into (up to rounding in the model).
 
     Args:
         dataset: from `load_pairs`, map-style or streaming.
         captioner: makes the captions.
         output_dir: folder of the shards; made when missing.
         report: counts of `REPORT_KINDS`; a row whose image cannot be read stays, without pseudo-captions.
-        shard_size: rows per shard; must be the same for all runs into one folder (see `check_settings`).
         batch_size: images per call of the captioner.
         keep_image: "bytes" copies the encoded image into the shard, "path" keeps only its (absolute) path.
-        process_index, num_processes: which share of the shards to write.
-        max_shards: stop after this many new shards.
+        shard_size, share, max_shards: see `write_shards`.
 
     Returns:
         How many shards were written, and how many were there already.
@@ -188,72 +181,26 @@ def recaption(
         ValueError: unknown `keep_image`, or "path" for images that lie in the source itself.
     """
     import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if keep_image not in IMAGE_FORMS:
         raise ValueError(f"Unknown keep_image {keep_image!r}; choose one of {IMAGE_FORMS}.")
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     kept = {name: feature for name, feature in dataset.features.items() if name != "pseudo_captions"}
     extra = {"image": datasets.Image(), "pseudo_captions": datasets.List(datasets.Value("string"))}
-    schema = datasets.Features({**kept, **extra}).arrow_schema
 
-    written = present = 0
-    total = len(dataset) if hasattr(dataset, "__len__") else None
-    with tqdm(total=total, unit="row", desc=f"recaption {process_index + 1}/{num_processes}") as progress:
-        for number, (start, rows) in enumerate(_blocks(dataset, shard_size)):
-            if max_shards is not None and written == max_shards:
-                break
-            path = output_dir / f"captions-{start:09d}-{start + len(rows):09d}.parquet"
-            progress.update(len(rows))
-            if path.exists():
-                present += 1
-            elif number % num_processes == process_index:
-                rows = [_with_image(row, keep_image) for row in rows]
-                captioned = _caption_rows(rows, start, captioner, batch_size, report)
-                hidden = path.with_name(f".{path.name}.{os.getpid()}")
-                pq.write_table(pa.Table.from_pylist(captioned, schema=schema), hidden)
-                hidden.rename(path)
-                written += 1
-    return written, present
+    def caption(rows: list[dict[str, Any]], start: int) -> list[dict[str, Any]]:
+        rows = [_with_image(row, keep_image) for row in rows]
+        return _caption_rows(rows, start, captioner, batch_size, report)
 
-
-def check_settings(output_dir: str | Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a recaptioning beside its shards, and refuses to continue it with others.
-
-    Args:
-        output_dir: folder of the shards; made when missing.
-        settings: everything that decides what a shard holds, as JSON values.
-
-    Raises:
-        ValueError: the folder was begun with other settings.
-    """
-    path = Path(output_dir) / ".recaption.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        hidden = path.with_name(f"{path.name}.{os.getpid()}")
-        hidden.write_text(json.dumps(settings, indent=2))
-        hidden.rename(path)
-    before = json.loads(path.read_text())
-    changed = [name for name in sorted(before.keys() | settings.keys()) if before.get(name) != settings.get(name)]
-    if changed:
-        differences = "; ".join(f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now" for name in changed)
-        raise ValueError(f"{output_dir} was begun with other settings ({differences}). Use these or another folder.")
-
-
-def _blocks(dataset: Any, size: int) -> Iterator[tuple[int, Any]]:
-    """(first row, rows) of consecutive parts; a map-style part is a view whose rows are not read yet."""
-    if hasattr(dataset, "__len__"):
-        for start in range(0, len(dataset), size):
-            yield start, dataset.select(range(start, min(start + size, len(dataset))))
-        return
-    stream = iter(dataset)
-    for start in itertools.count(0, size):
-        rows = list(itertools.islice(stream, size))
-        if not rows:
-            return
-        yield start, rows
+    return write_shards(
+        dataset,
+        caption,
+        output_dir,
+        features=datasets.Features({**kept, **extra}),
+        prefix="captions",
+        shard_size=shard_size,
+        share=share,
+        max_shards=max_shards,
+    )
 
 
 def _with_image(row: dict[str, Any], keep_image: str) -> dict[str, Any]:

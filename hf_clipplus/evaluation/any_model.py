@@ -8,6 +8,7 @@ import torch
 
 from hf_clipplus.data.sources import load_pairs
 
+from .attacked import PixelAttack
 from .clipart import clipart_evaluators
 from .loading import load_dual_encoder
 from .results import Results, describe_hardware
@@ -41,6 +42,10 @@ class EvaluationArguments:
     )
     image_size: int = field(default=64, metadata={"help": "Side in pixels at which embedded drawings are made."})
     batch_size: int = field(default=64, metadata={"help": "Images and texts per forward pass."})
+    attack_radius: float | None = field(
+        default=None,
+        metadata={"help": "Classification also of images attacked within so many grey levels of 255; None: not."},
+    )
     autocast: str = field(default="float32", metadata={"help": f"Precision of the forward pass: {', '.join(DTYPES)}."})
     finer_vision: str | None = field(
         default=None,
@@ -72,7 +77,10 @@ def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, object]]
     """(data set, protocol, evaluator) of everything that was asked for."""
     options = {"batch_size": args.batch_size, "autocast_dtype": DTYPES[args.autocast], "progress": True}
     embedded = "clipart" in (args.classification, args.retrieval)
-    clipart = clipart_evaluators(args.split, image_size=args.image_size, **options) if embedded else (None, None)
+    attack = None if args.attack_radius is None else PixelAttack(args.attack_radius)
+    clipart = (None, None)
+    if embedded:
+        clipart = clipart_evaluators(args.split, image_size=args.image_size, attack=attack, **options)
     classification, retrieval = clipart[:2]
 
     names, templates = None, DEFAULT_TEMPLATES
@@ -80,7 +88,9 @@ def build_evaluators(args: EvaluationArguments) -> list[tuple[str, str, object]]
         if (Path(args.classification) / CLASS_NAMES_FILE).is_file():
             names, templates = read_class_texts(args.classification)
         columns = {"image_column": args.image_column, "label_column": args.label_column}
-        classification = ZeroShotClassification(open_labelled(args), names, templates, **columns, **options)
+        classification = ZeroShotClassification(
+            open_labelled(args), names, templates, attack=attack, **columns, **options
+        )
     if args.retrieval not in ("clipart", "none"):
         named = {"caption": args.caption_column, "pseudo_captions": args.captions_column}
         columns = {"caption_column": named["caption"], "pseudo_captions_column": named["pseudo_captions"]}

@@ -13,6 +13,7 @@ import torch
 from hf_clipplus.data.clipart import CLASS_NAMES, CaptionWorld, load_drawings, query_captions
 from hf_clipplus.data.clipart_facts import FactPictures, look_alike_pairs
 from hf_clipplus.data.sources import iterate
+from hf_clipplus.evaluation.attacked import PixelAttack
 from hf_clipplus.evaluation.linear_probe import LinearProbe
 from hf_clipplus.evaluation.mmvp import PairEvaluator
 from hf_clipplus.evaluation.retrieval import RetrievalEvaluator
@@ -23,7 +24,7 @@ CLIPART_TEMPLATES = ("a drawing of a {}", "clip art of a {}", "a picture of a {}
 
 
 def clipart_evaluators(
-    split: str = "test", *, image_size: int = 64, **options: Any
+    split: str = "test", *, image_size: int = 64, attack: PixelAttack | None = None, **options: Any
 ) -> tuple[ZeroShotClassification, RetrievalEvaluator, RetrievalEvaluator]:
     """Zero-shot classification of the drawings that have a class, and retrieval of all drawings by clean captions.
 
@@ -33,6 +34,7 @@ def clipart_evaluators(
     Args:
         split: see `load_drawings`; "test" is never trained on.
         image_size: side of the pictures in pixels.
+        attack: see `ZeroShotClassification`.
         options: `batch_size`, `autocast_dtype`, `progress` of the evaluators.
     """
     drawings = load_drawings(split)
@@ -44,7 +46,9 @@ def clipart_evaluators(
     ]
     labelled = [row for row in rows if row["label"] is not None]
     return (
-        ZeroShotClassification(labelled, CLASS_NAMES, CLIPART_TEMPLATES, name="clipart_zero_shot", **options),
+        ZeroShotClassification(
+            labelled, CLASS_NAMES, CLIPART_TEMPLATES, name="clipart_zero_shot", attack=attack, **options
+        ),
         RetrievalEvaluator(rows, "caption", name="clipart_retrieval", **options),
         RetrievalEvaluator(rows, "name", name="clipart_retrieval_by_name", **options),
     )

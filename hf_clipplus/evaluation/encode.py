@@ -49,18 +49,27 @@ def encode_images(
         TypeError: the model has neither method.
         ValueError: there are no images, or an embedding is not finite.
     """
-    if hasattr(model, "encode_image"):
-        forward = lambda inputs: model.encode_image(**inputs, normalize=False)  # noqa: E731
-    elif hasattr(model, "get_image_features"):
-        forward = lambda inputs: model.get_image_features(**inputs).pooler_output  # noqa: E731
-    else:
-        raise TypeError(f"expected a model with encode_image or get_image_features, got {type(model).__name__}")
+    forward = image_forward(model)
 
     def encode(batch: list) -> Tensor:
         inputs = processor(images=[load_image(image) for image in batch], return_tensors="pt")
-        return forward(_to_model(inputs, model))
+        return forward(to_model(inputs, model))
 
-    return _encode(model, images, encode, "images", batch_size, autocast_dtype, progress)
+    options = {"batch_size": batch_size, "autocast_dtype": autocast_dtype, "progress": progress}
+    return encode_batches(model, images, encode, "images", **options)
+
+
+def image_forward(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The model's way from a processor's tensors to image embeddings `[N, dim]`, not normalised.
+
+    Raises:
+        TypeError: the model has no such method.
+    """
+    if hasattr(model, "encode_image"):
+        return lambda inputs: model.encode_image(**inputs, normalize=False)
+    if hasattr(model, "get_image_features"):
+        return lambda inputs: model.get_image_features(**inputs).pooler_output
+    raise TypeError(f"expected a model with encode_image or get_image_features, got {type(model).__name__}")
 
 
 def encode_texts(
@@ -109,24 +118,42 @@ def encode_texts(
         inputs = tokenize(batch)
         encodings = getattr(inputs, "encodings", None) or []  # of transformers' tokenizers
         cut += inputs.get("truncated_captions", sum(bool(encoding.overflowing) for encoding in encodings))
-        return forward(_to_model(inputs, model))
+        return forward(to_model(inputs, model))
 
-    embeds = _encode(model, texts, encode, "texts", batch_size, autocast_dtype, progress, normalized)
+    embeds = encode_batches(
+        model,
+        texts,
+        encode,
+        "texts",
+        batch_size=batch_size,
+        autocast_dtype=autocast_dtype,
+        progress=progress,
+        normalized=normalized,
+    )
     if cut:
         logger.warning(f"{cut} of the {len(embeds)} texts were longer than the model's context and were cut.")
     return embeds
 
 
-def _encode(
+def encode_batches(
     model: nn.Module,
     items: Iterable,
     encode: Callable[[list], Tensor],
     what: str,
-    batch_size: int,
-    autocast_dtype: torch.dtype | None,
-    progress: bool,
+    *,
+    batch_size: int = 64,
+    autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
     normalized: bool = True,
 ) -> Tensor:
+    """What `encode_images` and `encode_texts` share.
+
+    Args:
+        items: what is encoded; `what` names it in errors.
+        encode: a batch of items to `[n, dim]`; called in eval mode and without gradient.
+        batch_size, autocast_dtype, progress: see `encode_images`.
+        normalized: whether rows are L2-normalised.
+    """
     device = next(model.parameters()).device
     share, length = _own_share(items)
     parts = []
@@ -171,7 +198,7 @@ def _gather_in_order(embeds: Tensor, device: torch.device) -> Tensor:
     return out
 
 
-def _to_model(inputs: Any, model: nn.Module) -> dict[str, Tensor]:
+def to_model(inputs: Any, model: nn.Module) -> dict[str, Tensor]:
     """The processor's tensors on the model's device, floating ones in its dtype."""
     weight = next(model.parameters())
     return {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from hf_clipplus.evaluation.attacked import PixelAttack, encode_attacked_images
 from hf_clipplus.evaluation.encode import encode_images, encode_texts
 from hf_clipplus.evaluation.metrics import ClassificationAccuracy, similarity, tile_slices
 from hf_clipplus.evaluation.rows import Column
@@ -48,6 +49,7 @@ class ZeroShotClassification:
         autocast_dtype: see `encode_images`.
         progress: show progress bars.
         normalize_prompts: see `zero_shot_classifier`.
+        attack: also tell the accuracy on images attacked so, for a forward and a backward pass more each step.
 
     Raises:
         ValueError: a class name is blank or appears twice, a template has no place for the name, a label is missing
@@ -70,6 +72,7 @@ class ZeroShotClassification:
         autocast_dtype: torch.dtype | None = None,
         progress: bool = False,
         normalize_prompts: bool = True,
+        attack: PixelAttack | None = None,
     ):
         labels = Column(rows, label_column)
         class_names = class_names if class_names is not None else _names_of(labels)
@@ -79,14 +82,15 @@ class ZeroShotClassification:
         self.images = Column(rows, image_column)
         self.name = name
         self.options = {"batch_size": batch_size, "autocast_dtype": autocast_dtype, "progress": progress}
-        self.normalize_prompts = normalize_prompts
+        self.normalize_prompts, self.attack = normalize_prompts, attack
 
     def __call__(self, model: nn.Module, processor: Any) -> dict[str, float]:
         """Evaluate `model` where it is; under `torch.distributed` every rank must call and gets the same result.
 
         Returns:
             `top1`, `top5` (with more than 5 classes), `mean_per_class` and `chance_top1` in [0, 1], and the counts
-            `samples`, `classes` and `classes_without_samples` (these do not enter `mean_per_class`).
+            `samples`, `classes` and `classes_without_samples` (these do not enter `mean_per_class`). With an attack,
+            also `attacked_top1`, ... of the accuracies, and `attack_radius` in grey levels of 255.
         """
         classifier = zero_shot_classifier(
             model,
@@ -97,11 +101,23 @@ class ZeroShotClassification:
             **self.options,
         )
         images = encode_images(model, processor, self.images, **self.options)
+        classes = len(self.class_names)
+        found = {**self._accuracy(images, classifier), "classes": float(classes), "chance_top1": 1 / classes}
+        if self.attack is not None:
+            images = encode_attacked_images(
+                model, processor, self.images, self.targets, classifier, self.attack, **self.options
+            )
+            accuracies = ("top1", "top5", "mean_per_class")
+            attacked = self._accuracy(images, classifier).items()
+            found |= {f"attacked_{name}": value for name, value in attacked if name in accuracies}
+            found["attack_radius"] = float(self.attack.radius)
+        return found
+
+    def _accuracy(self, images: Tensor, classifier: Tensor) -> dict[str, float]:
         accuracy = ClassificationAccuracy(len(self.class_names))
         for rows in tile_slices(len(images), 1024):
             accuracy.update(similarity(images[rows], classifier.T), self.targets[rows])
-        classes = len(self.class_names)
-        return {**accuracy.compute(), "classes": float(classes), "chance_top1": 1 / classes}
+        return accuracy.compute()
 
 
 def zero_shot_classifier(

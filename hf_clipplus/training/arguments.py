@@ -12,11 +12,13 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_clipplus.data.hard_negatives import KINDS
 
+from .enhancements import EnhancementArguments
+
 LR_SCHEDULES = ("groupvit", "open_clip")
 
 
 @dataclass
-class ContrastiveTrainingArguments(TrainingArguments):
+class ContrastiveTrainingArguments(TrainingArguments, EnhancementArguments):
     """`TrainingArguments` with the settings of `ContrastiveTrainer`."""
 
     remove_unused_columns: bool = field(
@@ -54,6 +56,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        EnhancementArguments.__post_init__(self)
         if self.lr_schedule not in (None, *LR_SCHEDULES):
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose one of {LR_SCHEDULES} or none.")
 

@@ -18,6 +18,11 @@ class FeedbackTrainer(ContrastiveTrainer):
     merges LoRA weights into the tower when training has ended, so that what is saved is a plain model.
     """
 
+    refuses_enhancements = (
+        "they need a contrastive loss of image and text embeddings, and the loss of diffusion feedback is that of a "
+        "frozen diffusion model."
+    )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {**inputs, "accumulation_steps": self.current_gradient_accumulation_steps}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

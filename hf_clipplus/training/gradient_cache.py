@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 
-class _RandomState:
+class RandomState:
     """Random state of the CPU and of one accelerator, to run the same dropout twice."""
 
     def __init__(self, device: torch.device):
@@ -50,7 +50,12 @@ def chunk_inputs(inputs: dict, names: tuple[str, ...], chunk_size: int) -> list[
 
 
 def cached_backward(
-    model: nn.Module, inputs: dict, *, chunk_size: int, backward: Callable[[torch.Tensor], None]
+    model: nn.Module,
+    inputs: dict,
+    *,
+    chunk_size: int,
+    backward: Callable[[torch.Tensor], None],
+    further_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run one batch and leave in `.grad` what the whole batch would leave.
 
@@ -60,9 +65,10 @@ def cached_backward(
         chunk_size: images, and captions, that are encoded at a time.
         backward: runs backward on the loss of the whole batch, scaled as the trainer wants it (accumulation, loss
             scaling of fp16); the scaling reaches the towers through the cached gradients.
+        further_loss: image embeddings of the batch to a scalar that is added to the loss.
 
     Returns:
-        What `contrast` returned, the loss detached.
+        What `contrast` returned, the loss detached; with a further loss, `contrastive_loss` is the one without it.
 
     Raises:
         ValueError: texts come in segments: chunks would cut between the segments of a text.
@@ -77,14 +83,17 @@ def cached_backward(
         states.append([])
         parts = []
         for chunk in chunks:
-            states[-1].append(_RandomState(device))
+            states[-1].append(RandomState(device))
             with torch.no_grad():
                 parts.append(_embeds(model, chunk))
         for name in parts[0]:
             embeddings[name] = torch.cat([part[name] for part in parts]).requires_grad_()
     result = model.contrast(type("Embeddings", (), embeddings), **targets)
+    if further_loss is not None:
+        result["contrastive_loss"] = result["loss"].detach()
+        result["loss"] = result["loss"] + further_loss(embeddings["image_embeds"])
     backward(result["loss"])
-    after = _RandomState(device)
+    after = RandomState(device)
     for chunks, chunk_states in zip(sides, states, strict=True):
         start = 0
         for chunk, state in zip(chunks, chunk_states, strict=True):

@@ -1,7 +1,6 @@
 """ContrastiveTrainer: Trainer for models whose loss sees the whole batch of all processes."""
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -9,7 +8,7 @@ from transformers.utils import logging
 from hf_clipplus.ops.distributed import world_size
 
 from .arguments import ContrastiveTrainingArguments
-from .evaluating_trainer import EvaluatingTrainer
+from .enhanced_trainer import EnhancedTrainer, average_gradients
 from .gradient_cache import cached_backward, check_can_be_cached
 from .schedules import groupvit_schedule, open_clip_schedule
 
@@ -18,7 +17,7 @@ logger = logging.get_logger(__name__)
 MINING_INPUTS = ("mining_pixel_values", "mining_input_ids", "mining_attention_mask")
 
 
-class ContrastiveTrainer(EvaluatingTrainer):
+class ContrastiveTrainer(EnhancedTrainer):
     """`Trainer` plus what contrastive training needs; everything else (resume, logging) is Trainer's.
 
     - keeps the inverse temperature in [1, `max_logit_scale`] after each step;
@@ -29,6 +28,7 @@ class ContrastiveTrainer(EvaluatingTrainer):
     - `gradient_cache_chunk_size`: gradients of the whole batch in the memory of a chunk;
     - stops at a loss that is not finite, before it reaches the weights;
     - tells the model when the warm-up of online mining is over, or runs the frozen model that mines;
+    - further objectives and adversarial batches, see `EnhancedTrainer`;
     - evaluators and a data report, see `EvaluatingTrainer`.
 
     Args:
@@ -51,17 +51,38 @@ class ContrastiveTrainer(EvaluatingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         example_index = inputs.pop("example_index", None)
-        outputs = model(**self._with_mining(inputs) | {"return_loss": True})
-        if model.training:
-            self._remember(outputs["statistics"])
-            self._stop_if_not_finite(outputs["loss"], example_index)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        cluster_features = self._cluster_features(inputs)
+        inputs = self._with_mining(inputs) | {"return_loss": True}
+        if not model.training:
+            outputs = model(**inputs)
+            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        if self.adversary is None:
+            outputs = model(**inputs)
+            loss = outputs["loss"]
+        else:
+            outputs, loss = self._adversarial_loss(model, inputs)
+        if self.self_labels is not None:
+            loss = loss + self._self_label_loss(outputs["image_embeds"], inputs["pixel_values"], cluster_features)
+        if loss is not outputs["loss"]:
+            self._remember({"loss_contrastive": outputs["loss"]})
+        self._remember(outputs["statistics"])
+        self._stop_if_not_finite(loss, example_index)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self.args.gradient_cache_chunk_size is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.gradient_cache_chunk_size is not None:
+            loss = self._cached_step(model, inputs)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.self_labels is not None and world_size() > 1 and self.accelerator.sync_gradients:
+            average_gradients(self.self_labels.heads)  # which are no part of what DDP wraps
+        return loss
+
+    def _cached_step(self, model, inputs) -> torch.Tensor:
         model.train()
-        inputs = self._with_mining(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
+        cluster_features = self._cluster_features(inputs)
+        inputs = self._with_mining(inputs)
         example_index = inputs.pop("example_index", None)
         inputs.pop("return_loss", None)
         accumulation = self.current_gradient_accumulation_steps
@@ -71,13 +92,22 @@ class ContrastiveTrainer(EvaluatingTrainer):
             scaled = loss / accumulation
             self.accelerator.scaler.scale(scaled).backward() if self.accelerator.scaler else scaled.backward()
 
+        def further_loss(image_embeds: torch.Tensor) -> torch.Tensor:
+            return self._self_label_loss(image_embeds, inputs["pixel_values"], cluster_features)
+
         unwrapped = self.accelerator.unwrap_model(model)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             result = cached_backward(
-                unwrapped, inputs, chunk_size=self.args.gradient_cache_chunk_size, backward=backward
+                unwrapped,
+                inputs,
+                chunk_size=self.args.gradient_cache_chunk_size,
+                backward=backward,
+                further_loss=None if self.self_labels is None else further_loss,
             )
         if world_size() > 1 and self.accelerator.sync_gradients:
-            _average_gradients(unwrapped)  # the towers ran outside DDP, so its reducer has not seen them
+            average_gradients(unwrapped)  # the towers ran outside DDP, so its reducer has not seen them
+        if self.self_labels is not None:
+            self._remember({"loss_contrastive": result["contrastive_loss"]})
         self._remember(result["statistics"])
         return result["loss"] / accumulation
 
@@ -135,9 +165,10 @@ class ContrastiveTrainer(EvaluatingTrainer):
     def _warn_of_other_calibration(self, mining_model: nn.Module) -> None:
         config = self.accelerator.unwrap_model(self.model).config
         name = getattr(mining_model, "name_or_path", "")
-        if config.mining_model_name and name and name != config.mining_model_name:
+        calibrated = getattr(config, "mining_model_name", None)
+        if calibrated and name and name != calibrated:
             logger.warning(
-                f"The thresholds of mining were calibrated on {config.mining_model_name!r}, but {name!r} mines: "
+                f"The thresholds of mining were calibrated on {calibrated!r}, but {name!r} mines: "
                 "thresholds of one feature model mean nothing for another. Run hf_clipplus.training.calibrate."
             )
 
@@ -150,10 +181,3 @@ class _ClampScale(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.trainer.accelerator.unwrap_model(self.trainer.model).clamp_logit_scale(args.max_logit_scale)
-
-
-def _average_gradients(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world_size()

@@ -32,8 +32,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_clipplus.data.recaption import REPORT_KINDS, Captioner, SeededNucleusSampler, check_settings, recaption
+from hf_clipplus.data.recaption import REPORT_KINDS, Captioner, SeededNucleusSampler, recaption
 from hf_clipplus.data.report import DataReport
+from hf_clipplus.data.shards import check_settings
 from hf_clipplus.data.sources import load_pairs
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "recaption.py"
@@ -184,10 +185,10 @@ def test_wrong_arguments(models, tmp_path):
         Captioner(models["save_encoder_decoder"], prompt="a photo of")
     with pytest.raises(ValueError, match="give a prompt"):
         Captioner(models["save_chat"])
-    check_settings(tmp_path, {"seed": 1, "model": "m"})
-    check_settings(tmp_path, {"seed": 1, "model": "m"})
+    check_settings(tmp_path, {"seed": 1, "model": "m"}, "recaption")
+    check_settings(tmp_path, {"seed": 1, "model": "m"}, "recaption")
     with pytest.raises(ValueError, match=r"seed: 1 then, 2 now"):
-        check_settings(tmp_path, {"seed": 2, "model": "m"})
+        check_settings(tmp_path, {"seed": 2, "model": "m"}, "recaption")
 
 
 def test_streaming_source_and_paths(models, pictures, tmp_path):

@@ -83,6 +83,14 @@ RUNS = {
     "gradient cache": {"gradient_cache_chunk_size": 3},
     "accumulation": {"gradient_accumulation_steps": 2},
     "cache and accumulation": {"gradient_cache_chunk_size": 2, "gradient_accumulation_steps": 2},
+    "labels and accumulation": {
+        "self_labels": ["colour=1", "clusters=1"],
+        "label_clusters": 4,
+        "label_cluster_steps": 2,
+        "gradient_accumulation_steps": 2,
+    },
+    "adversarial pixels": {"adversarial": "pixel", "adversarial_steps": 1},
+    "adversarial embeddings": {"adversarial": "embedding", "adversarial_steps": 1},
 }
 THRESHOLDS = {"p1": 0.4, "p1_gate": 0.1, "p2": 0.3, "p3": 0.4}
 FINER = {"scales": [1, 2], "fusion": "projection"}

@@ -196,3 +196,9 @@ def test_latent_cache_is_exact_and_goes_on(generator, processor, tmp_path):
 
 def _inputs(batch):
     return {key: value for key, value in batch.items() if key != "example_index"}
+
+
+@pytest.mark.parametrize("settings", [{"self_labels": ["colour=1"]}, {"adversarial": "pixel"}])
+def test_enhancements_of_contrastive_losses_are_refused(generator, processor, tmp_path, settings):
+    with pytest.raises(ValueError, match="the loss of diffusion feedback is that of a frozen diffusion model"):
+        make_trainer(make_model(generator), processor, tmp_path, **settings)
