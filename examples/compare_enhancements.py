@@ -12,7 +12,7 @@ same settings is not trained again, so that an interrupted comparison goes on.
 import copy
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
 from hf_clipplus.evaluation.scenes import fine_grained_scenes, scene_evaluators
 from hf_clipplus.evaluation.tables import runs_table, under_name
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
+from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import choose_bias
@@ -52,6 +54,8 @@ MINING = {"mining_features": "online", "p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p
 SIGMOID = {"contrastive_loss": "sigmoid", "logit_scale_init_value": 3.4, **MINING}
 EQUAL_TEXTS = {"equal_texts_are_positive": True}
 HARD = {"hard_negatives": 1}
+SCALES = {"finer_vision": {"scales": [1, 2]}}
+LABELS = {name: {"self_labels": [f"{name}=0.1"]} for name in ("colour", "texture", "clusters")}
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,22 @@ class Arm:
     training: dict[str, Any] = field(default_factory=dict)
 
 
+COMBINATION = Arm("DreamLIP, FFF, hard negatives", DreamLIPModel, SIGMOID, SUB_CAPTIONS, EQUAL_TEXTS | HARD)
 ARMS = {
     "plain": Arm("CLIP, title or one sentence"),
     "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
     "dreamlip": Arm("DreamLIP", config={}, choose=SUB_CAPTIONS),
     "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
-    "combination": Arm(
-        "sub-captions, patches, mined positives, sigmoid, hard negatives",
-        DreamLIPModel,
-        SIGMOID,
-        SUB_CAPTIONS,
-        EQUAL_TEXTS | HARD,
+    "scales": Arm("CLIP, two scales", config=CLIP | SCALES),
+    "crops": Arm("CLIP, and two salient regions again", config=CLIP | {"finer_vision": {"crops": 2}}),
+    **{name: Arm(f"CLIP with the label {name}", training=training) for name, training in LABELS.items()},
+    "adversarial": Arm("CLIP with adversarial pictures", training={"adversarial": "pixel"}),
+    "combination": COMBINATION,
+    "all": replace(
+        COMBINATION,
+        label="the same with two scales, three labels, adversarial pictures",
+        config=SIGMOID | SCALES,
+        training={"self_labels": [f"{name}=0.1" for name in LABELS], "adversarial": "pixel"},
     ),
 }
 SCORES = ("text", "image", "group")
@@ -119,10 +128,12 @@ class CompareArguments:
 def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it in `folder`, and return its scores on held-out drawings."""
     set_seed(seed)
-    arm, side = ARMS[name], SIZES["scene"]["image"]
+    arm = ARMS[name]
     train_split = "train" if args.split == "validation" else "train+validation"
     tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=SIZES["scene"]["context"])
     model, processor = build_from_nothing(arm.model, PROCESSORS[arm.model], "scene", tokenizer, **arm.config)
+    fit_pictures(processor, model.config)
+    side = picture_side(model.config)
     world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=seed)
     whiten_patches(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
     sine_positions(model)  # or else no arm tells the left from the right
