@@ -101,7 +101,7 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         "attentions": [CLIPAttention, SiglipAttention],
     }
     # float32 under any loading dtype: exp(logit_scale) in bfloat16 is off by up to 1%
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
+    _keep_in_fp32_modules_strict = ["logit_scale"]  # and the bias of models that have one
     accepts_loss_kwargs = False  # the loss is a mean of ours; Trainer must not rescale it
 
     @classmethod
@@ -160,6 +160,7 @@ class DualEncoderModel(FinerVisionMixin, SegmentedTextMixin, DualEncoderPreTrain
         self.logit_bias = None
         if config.has_logit_bias:
             self.logit_bias = nn.Parameter(torch.full(shape, float(config.logit_bias_init_value)))
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "logit_bias"]
         self.add_modules()
         self.add_view_fusion()
         self.post_init()

@@ -136,7 +136,7 @@ def test_batch_of_one(model, processor, pictures):
     ("extra", "message"),
     [
         ({"caption_owner": torch.tensor([0, 0, 1, 2, 2, 3])}, "image index out of range: found 3"),
-        ({"caption_owner": torch.tensor([0, 1])}, r"one entry per caption \(6\), got 2"),
+        ({"caption_owner": torch.tensor([0, 1])}, r"one entry per text \(6\), got \[2\]"),
         ({"image_ids": torch.tensor([1])}, "image_ids"),
         ({"mining_image_features": torch.ones(3, 4)}, "mining needs both"),
         (

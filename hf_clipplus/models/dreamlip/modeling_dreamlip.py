@@ -63,7 +63,7 @@ class DreamLIPModel(MinedPositivesMixin, DualEncoderModel):
     config_class = DreamLIPConfig
     config: DreamLIPConfig
     output_class = DreamLIPOutput
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias", "logit_scale_local"]
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_scale_local"]
 
     has_patch_features = True
 

@@ -33,7 +33,6 @@ class LongCLIPModel(DualEncoderModel):
 
     config_class = LongCLIPConfig
     config: LongCLIPConfig
-    _keep_in_fp32_modules_strict = ["logit_scale"]
 
     def add_modules(self) -> None:
         self.text_model.embeddings.position_embedding.register_forward_hook(self._cut_gradient_of_frozen_rows)
