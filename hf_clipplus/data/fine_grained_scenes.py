@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -17,6 +18,7 @@ from .clipart_facts import COLOURS, NEUTRAL, TURNS, fact_drawings, tinted
 from .clipart_scenes import MASK_ALPHA, NUMBERS, listed, place_of, scene_drawings
 from .clipart_text import plural, with_article
 from .mmvp_source import ImagePair
+from .scene_facts import LIKE_CLASSES
 from .seeding import item_generator
 
 COUNTS = (1, 2, 3)  # as in the scenes
@@ -26,17 +28,6 @@ SLOTS = {"moved": (0.22, 0.5, 0.78), "copies": (0.18, 0.5, 0.82)}  # along the h
 JITTER = 0.04
 ONE_PIECE, PIECE_SIDE = 0.9, 28  # share of its pixels that hang together in a drawing of one thing; pixels looked at
 DRAWS = 200  # of two drawings, until both show what they must
-# classes of which a drawing of one may be called the other, so that a false sentence could be true
-OVERLAPPING = (
-    {"cat", "mammal"},
-    {"boat", "vehicle"},
-    {"road sign", "safety sign"},
-    {"fruit", "dessert", "savoury dish"},
-    {"fruit", "flower"},
-    {"celestial body", "map"},
-    {"computer device", "tool"},
-    {"person", "body part", "piece of clothing", "sports item", "musical item"},
-)
 
 
 @dataclass(frozen=True)
@@ -174,7 +165,9 @@ def _two_drawings(
 def _apart(*drawings: Drawing) -> bool:
     """Whether no drawing may be called by the class of another."""
     names = [drawing.class_name for drawing in drawings]
-    return len(set(names)) == len(names) and not any(len(group & set(names)) > 1 for group in OVERLAPPING)
+    return len(set(names)) == len(names) and not any(
+        frozenset(pair) in LIKE_CLASSES for pair in combinations(names, 2)
+    )
 
 
 @lru_cache(maxsize=4096)  # drawings are compared by identity

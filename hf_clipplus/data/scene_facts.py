@@ -49,7 +49,9 @@ LIKE_CLASSES = _alike(
         "map": "celestial body, book, building",
         "tool": "computer device, musical item, sports item",
         "computer device": "musical item",
-        "piece of clothing": "body part, sports item",
+        "piece of clothing": "body part, sports item, musical item",
+        "body part": "sports item, musical item",
+        "sports item": "musical item",
     }
 )
 NEAR = 0.1  # over the side: how far from a third of the picture an object may stand and still be said to be in it
