@@ -165,9 +165,7 @@ def _two_drawings(
 def _apart(*drawings: Drawing) -> bool:
     """Whether no drawing may be called by the class of another."""
     names = [drawing.class_name for drawing in drawings]
-    return len(set(names)) == len(names) and not any(
-        frozenset(pair) in LIKE_CLASSES for pair in combinations(names, 2)
-    )
+    return not any(one == other or frozenset((one, other)) in LIKE_CLASSES for one, other in combinations(names, 2))
 
 
 @lru_cache(maxsize=4096)  # drawings are compared by identity
