@@ -70,6 +70,7 @@ def write(pictures, varier, output, **options):
     return counts, report
 
 
+@pytest.mark.slow
 def test_rows_say_where_they_come_from_and_are_data_again(pipeline, pictures, tmp_path):
     varier = Varier(pipeline, variations=2, strength=0.6, prompt="a drawing of {caption}", seed=5, **SIZE)
     counts, report = write(pictures, varier, tmp_path / "out", keep_original=True)

@@ -158,6 +158,7 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+@pytest.mark.slow
 def test_training_on_both_batches_and_on_the_adversarial_alone(tmp_path):
     options = {"max_steps": 3, "config": {"mining_features": None}, "optim": "sgd", "max_grad_norm": 0.0}
     plain = tiny_run.make_trainer(tmp_path / "plain", **options)

@@ -118,6 +118,7 @@ def test_resuming_is_bit_equal(tmp_path):
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(clusters[key])), key
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
     tiny_run.make_trainer(tmp_path, **LABELS, max_steps=1, save_strategy="steps", save_steps=1).train()
     checkpoint = str(tmp_path / "checkpoint-1")
@@ -139,6 +140,7 @@ def test_gradient_cache_gives_the_same_run(tmp_path):
         torch.testing.assert_close(value, weights(plain)[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_frozen_features_come_from_the_columns_or_the_model(tmp_path):
     options = {**LABELS, "label_cluster_features": "frozen_model", "max_steps": 3}
     trainer = tiny_run.make_trainer(tmp_path / "columns", **options)
