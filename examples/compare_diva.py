@@ -1,7 +1,7 @@
 """Does diffusion feedback help the embedded encoder? DIVA, a control with other pictures' conditions, and what else.
 
     python examples/train_tiny_diffusion.py                 # once
-    python examples/compare_diva.py                         # DIVA and the control, 3 seeds
+    python examples/compare_diva.py                         # before, DIVA and the control, 3 seeds
     python examples/compare_diva.py --split validation --seeds 0 --arms recap_all recap_cls warm_up lr_high draws_4
 
 Measured before and after, on drawings never trained on: look-alike pairs in the manner of MMVP-VLM, linear probes for
@@ -9,10 +9,9 @@ orientation, count and colour, and zero-shot classification. Choose settings on 
 with the same settings is not trained again.
 """
 
-import itertools
-import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from transformers import set_seed
 
 from hf_clipplus.data.feedback import FeedbackCollator, feedback_report, square_crop
 from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_pairs, clipart_probes
-from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.training import ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.diva_build import (
     DIVAArguments,
@@ -31,24 +29,35 @@ from hf_clipplus.training.diva_build import (
     with_cached_latents,
 )
 from hf_clipplus.training.feedback_trainer import FeedbackTrainer
-from hf_clipplus.training.run import run_once
+from hf_clipplus.training.run import run_arms
 
 LEARNING_RATE, WARM_UP_STEPS = 1e-5, 150
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "diva": ("DIVA", {}),
-    "shuffled": ("control: conditions of other pictures", {}),
-    "recap_all": ("DIVA, all patches", {"recap": "all"}),
-    "recap_cls": ("DIVA, class token alone", {"recap": "cls"}),
-    "recap_avgpool": ("DIVA, averages of 6 patches", {"recap": "avgpool"}),
-    "replace": ("DIVA, no prompt", {"prompt_mode": "replace"}),
-    "warm_up": ("DIVA, projector first", {"projector_steps": WARM_UP_STEPS}),
-    "warm_up_cls": (
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A label, and fields of `DIVAArguments` (or the learning rate) that differ; None: the encoder as it is."""
+
+    label: str
+    settings: dict[str, Any] | None
+
+
+ARMS = {
+    "before": Arm("before", None),
+    "diva": Arm("DIVA", {}),
+    "shuffled": Arm("control: conditions of other pictures", {}),
+    "recap_all": Arm("DIVA, all patches", {"recap": "all"}),
+    "recap_cls": Arm("DIVA, class token alone", {"recap": "cls"}),
+    "recap_avgpool": Arm("DIVA, averages of 6 patches", {"recap": "avgpool"}),
+    "replace": Arm("DIVA, no prompt", {"prompt_mode": "replace"}),
+    "warm_up": Arm("DIVA, projector first", {"projector_steps": WARM_UP_STEPS}),
+    "warm_up_cls": Arm(
         "two stages, class token, MLP",
         {"projector_steps": WARM_UP_STEPS, "recap": "cls", "projector": "mlp"},
     ),
-    "lr_low": ("DIVA, a third of the rate", {"learning_rate": LEARNING_RATE / 3}),
-    "lr_high": ("DIVA, ten times the rate", {"learning_rate": 10 * LEARNING_RATE}),
-    "draws_4": ("DIVA, 4 draws", {"noise_draws": 4}),
+    "lr_low": Arm("DIVA, a third of the rate", {"learning_rate": LEARNING_RATE / 3}),
+    "lr_high": Arm("DIVA, ten times the rate", {"learning_rate": 10 * LEARNING_RATE}),
+    "draws_4": Arm("DIVA, 4 draws", {"noise_draws": 4}),
 }
 METRICS = {
     "pairs": "clipart_pairs_average",
@@ -63,7 +72,8 @@ class CompareArguments:
     """What is compared, and for how long."""
 
     arms: list[str] = field(
-        default_factory=lambda: ["diva", "shuffled"], metadata={"help": "What to train.", "choices": list(ARMS)}
+        default_factory=lambda: ["before", "diva", "shuffled"],
+        metadata={"help": "What to train.", "choices": list(ARMS)},
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     steps: int = field(default=150, metadata={"help": "Steps of each arm."})
@@ -94,23 +104,24 @@ def scores_of(model, processor, split: str) -> dict[str, float]:
     return found | {f"chance_{name}": 0.25 for name in METRICS.values() if name.startswith("clipart_pairs_")}
 
 
-def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """Tune the encoder in one arm, save it under `output_dir/<arm>-<seed>`, and return its scores."""
+def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
+    """Tune the encoder in one arm, save it in `folder`, and return its scores."""
     set_seed(seed)
-    settings = {"learning_rate": LEARNING_RATE, "generator": args.generator} | ARMS[name][1]
+    settings = {"learning_rate": LEARNING_RATE, "generator": args.generator} | (ARMS[name].settings or {})
     rate = settings.pop("learning_rate")
     diva_args = DIVAArguments(**settings)
     cache = Path(args.output_dir) / f"latents-{args.pictures}"
     data = PictureArguments(crop="center", pictures=args.pictures, cache_latents=str(cache))
     generator = build_generator(diva_args)
     model, processor = build_model(diva_args, generator)
+    if ARMS[name].settings is None:
+        return scores_of(model, processor, args.split) | {"minutes": 0.0, "steps": 0}
     report = feedback_report()
     rows = open_training_rows(data, processor.generator_image_size, seed=0)
     rows = with_cached_latents(rows, data, processor, generator, report)
     collator_class = ShuffledCollator if name == "shuffled" else FeedbackCollator
     crop = square_crop(data.crop, processor.generator_image_size)
     collator = collator_class(processor, crop, seed=seed, report=report)
-    folder = Path(args.output_dir) / f"{name}-{seed}"
 
     def trainer_of(steps: int, rate: float) -> FeedbackTrainer:
         options = ContrastiveTrainingArguments(
@@ -139,28 +150,9 @@ def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
     return scores_of(model, processor, args.split) | {"losses": losses, "minutes": minutes, "steps": args.steps}
 
 
-def before(args: CompareArguments) -> dict[str, float]:
-    """The scores of the encoder as it is."""
-    settings = DIVAArguments(generator=args.generator)
-    return scores_of(*build_model(settings, build_generator(settings)), args.split) | {"minutes": 0.0, "steps": 0}
-
-
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    output = Path(args.output_dir)
-    settings = {name: getattr(args, name) for name in ("steps", "batch_size", "pictures", "split")}
-    scores = {"before": [run_once(output / "before" / "scores.json", {"split": args.split}, lambda: before(args))]}
-    for seed, name in itertools.product(args.seeds, args.arms):
-        label = ARMS[name][0]
-        print(f"== {label}, seed {seed}", flush=True)
-        record = output / f"{name}-{seed}" / "scores.json"
-        run = run_once(record, settings, lambda name=name, seed=seed: train_arm(name, seed, args))
-        scores.setdefault(label, []).append(run)
-        (output / "scores.json").write_text(json.dumps(scores, indent=1))
-    table = runs_table(scores, METRICS, {"steps": "steps", "minutes": "minutes"})
-    (output / "table.md").write_text(table + "\n")
-    print(table)
-    return scores
+    return run_arms(ARMS, args, partial(run_arm, args), METRICS, {"steps": "steps", "minutes": "minutes"})
 
 
 if __name__ == "__main__":

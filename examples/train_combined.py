@@ -15,14 +15,15 @@ Thresholds of mining are those of one feature model: `hf_clipplus.training.calib
 
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
+from transformers import AutoConfig, set_seed
 
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.evaluation.scenes import fine_grained_scenes, scene_evaluators
+from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.build import choose_bias
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
+from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
+from hf_clipplus.training.build import choose_bias, open_mining_model
 from hf_clipplus.training.long_caption_build import (
     StartArguments,
     SubCaptionArguments,
@@ -77,22 +78,15 @@ class DataArguments(PairDataArguments):
 
 
 @dataclass
-class TrainingArguments(ContrastiveTrainingArguments):
+class TrainingArguments(EpochTrainingArguments):
     """Defaults that suit the embedded scenes on a CPU; every one can be set."""
 
     output_dir: str | None = "outputs/combined"
     num_train_epochs: float = 15
-    per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.2
     adam_beta2: float = 0.98
     lr_schedule: str | None = "open_clip"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    logging_steps: float = 10
-    dataloader_drop_last: bool = True
 
 
 def evaluators_of_scenes(split: str, *, image_size: int, batch_size: int) -> list:
@@ -116,12 +110,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         start.model_name_or_path = resume
     config = losses.config() | {"captions_per_image": captions.captions_per_image}
     model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **config)
-    image_size = model.config.vision_config.image_size
+    image_size = picture_side(model.config)
     rows = open_rows(start, data, image_size, args.seed)
-    report, mining_model, mining_processor = contrastive_report(), None, None
-    if losses.mining_features == "frozen_model":
-        mining_model = AutoModel.from_pretrained(losses.mining_model_name)
-        mining_processor = AutoProcessor.from_pretrained(losses.mining_model_name)
+    mining_model, mining_processor = open_mining_model(
+        losses.mining_model_name, losses.mining_features, args.label_cluster_features
+    )
+    report = contrastive_report()
     options = {"seed": args.seed, "report": report, "mining_processor": mining_processor}
     collator = build_collator(processor, data, captions.sampler_of_rows(), **options)
     if args.bias_init == "auto" and bias_is_open(start.model_name_or_path):

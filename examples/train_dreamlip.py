@@ -19,8 +19,8 @@ from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.evaluation.scenes import scene_evaluators
 from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
+from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.long_caption_build import (
     StartArguments,
     SubCaptionArguments,
@@ -55,22 +55,15 @@ class DreamLIPArguments:
 
 
 @dataclass
-class TrainingArguments(ContrastiveTrainingArguments):
+class TrainingArguments(EpochTrainingArguments):
     """Defaults that suit the embedded scenes on a CPU; every one can be set."""
 
     output_dir: str | None = "outputs/dreamlip"
     num_train_epochs: float = 15
-    per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.2
     adam_beta2: float = 0.98
     lr_schedule: str | None = "open_clip"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    logging_steps: float = 10
-    dataloader_drop_last: bool = True
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

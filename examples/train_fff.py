@@ -13,41 +13,34 @@ The defaults for ViT-B on web data are the recipe of FFF's main baseline, ALIP (
 
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoModel, AutoProcessor, set_seed
+from transformers import set_seed
 
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.models.configuration_finer_vision import picture_side
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
+from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.build import (
     FFFModelArguments,
     build_collator,
     build_model,
     choose_bias,
     open_evaluators,
+    open_mining_model,
     open_training_rows,
 )
 from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
 
 
 @dataclass
-class TrainingArguments(ContrastiveTrainingArguments):
+class TrainingArguments(EpochTrainingArguments):
     """Defaults that suit the embedded drawings on a CPU; every one can be set."""
 
     output_dir: str | None = "outputs/fff"
     num_train_epochs: float = 40
-    per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.2
     adam_beta2: float = 0.98
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    logging_steps: float = 10
-    dataloader_drop_last: bool = True
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -63,10 +56,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     rows = open_training_rows(data_args, image_size)
     report = contrastive_report()
 
-    mining_model, mining_processor = None, None
-    if model_args.mining_model_name and "frozen_model" in (model_args.mining_features, args.label_cluster_features):
-        mining_model = AutoModel.from_pretrained(model_args.mining_model_name, dtype=torch.float32)
-        mining_processor = AutoProcessor.from_pretrained(model_args.mining_model_name)
+    mining_model, mining_processor = open_mining_model(
+        model_args.mining_model_name, model_args.mining_features, args.label_cluster_features
+    )
     collator = build_collator(processor, model_args, data_args, args.seed, report, mining_processor=mining_processor)
     if bias_is_open and args.bias_init == "auto" and model.config.contrastive_loss == "sigmoid":
         bias = choose_bias(model, rows, collator, args.per_device_train_batch_size)

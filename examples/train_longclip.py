@@ -24,8 +24,8 @@ from hf_clipplus.data.sub_captions import LongAndShortCaption
 from hf_clipplus.evaluation.scenes import long_text_evaluators
 from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
+from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.long_caption_build import (
     StartArguments,
     build_collator,
@@ -56,21 +56,14 @@ class LongCLIPArguments:
 
 
 @dataclass
-class TrainingArguments(ContrastiveTrainingArguments):
+class TrainingArguments(EpochTrainingArguments):
     """Defaults that suit the embedded scenes on a CPU; every one can be set."""
 
     output_dir: str | None = "outputs/longclip"
     num_train_epochs: float = 10
-    per_device_train_batch_size: int = 64
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    logging_steps: float = 10
-    dataloader_drop_last: bool = True
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -61,6 +61,19 @@ class ContrastiveTrainingArguments(TrainingArguments, EnhancementArguments):
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is unknown: choose one of {LR_SCHEDULES} or none.")
 
 
+@dataclass
+class EpochTrainingArguments(ContrastiveTrainingArguments):
+    """What the examples of contrastive training share: evaluation and a checkpoint after each epoch."""
+
+    per_device_train_batch_size: int = 64
+    warmup_steps: float = 0.1
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    logging_steps: float = 10
+    dataloader_drop_last: bool = True
+
+
 def parse_arguments(dataclasses: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
     """Read dataclasses from `--config file.yaml` and the command line; what stands on the command line wins.
 

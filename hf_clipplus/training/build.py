@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
@@ -146,6 +146,18 @@ def build_model(args: FFFModelArguments, data: PairDataArguments) -> tuple[FFFMo
     stock = AutoProcessor.from_pretrained(args.model_name_or_path)
     fit_pictures(stock, model.config)
     return model, FFFProcessor(stock.image_processor, stock.tokenizer), "logit_bias" in random
+
+
+def open_mining_model(name: str | None, *sources: str) -> tuple[PreTrainedModel | None, Any]:
+    """The frozen model whose features are mined or clustered, in float32, and its processor; Nones without one.
+
+    Args:
+        name: folder or Hub id.
+        sources: arguments that say where features come from; only "frozen_model" wants a model.
+    """
+    if not name or "frozen_model" not in sources:
+        return None, None
+    return AutoModel.from_pretrained(name, dtype=torch.float32), AutoProcessor.from_pretrained(name)
 
 
 def build_collator(
