@@ -138,7 +138,7 @@ def measure_memory(version: str, args: argparse.Namespace, width: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SIZES), default="scene", help="towers (scene)")
+    parser.add_argument("--size", choices=tuple(SIZES), default="scene-fine", help="towers (scene-fine)")
     parser.add_argument("--batch", type=int, default=256, help="images per step (256)")
     parser.add_argument("--captions", type=int, default=7, help="K, captions per image (7)")
     parser.add_argument("--pairs", type=int, default=11, help="measured pairs of steps (11)")

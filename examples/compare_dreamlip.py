@@ -35,7 +35,7 @@ from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArgument
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import build_collator, scene_texts
 from hf_clipplus.training.run import run_arms, step_seconds
-from hf_clipplus.training.scratch import SIZES, build_from_nothing, train_tokenizer, whiten_patches
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
 
 CAPTIONS = 7
 TRIAL_STEPS = 30
@@ -100,7 +100,7 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     losses = {"use_grouping_loss": arm.negatives is not None, "grouping_negatives": arm.negatives or "batch"}
     model, processor = build_from_nothing(DreamLIPModel, DreamLIPProcessor, "scene", tokenizer, **losses)
     world = SceneWorld(train_split, image_size=facts["image"], length=100 * args.batch_size, seed=seed)
-    whiten_patches(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
+    start_vision(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
     data = PairDataArguments(image_augmentation="none")
 
     def trainer_of(model: DreamLIPModel, steps: int) -> ContrastiveTrainer:

@@ -39,7 +39,7 @@ from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import choose_bias
 from hf_clipplus.training.long_caption_build import build_collator, scene_texts
 from hf_clipplus.training.run import run_arms, step_seconds
-from hf_clipplus.training.scratch import SIZES, build_from_nothing, sine_positions, train_tokenizer, whiten_patches
+from hf_clipplus.training.scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
 
 CAPTIONS = 7
 TRIAL_STEPS = 30
@@ -135,8 +135,7 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     fit_pictures(processor, model.config)
     side = picture_side(model.config)
     world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=seed)
-    whiten_patches(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
-    sine_positions(model)  # or else no arm tells the left from the right
+    start_vision(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
     rows, report = IndexedRows(world), contrastive_report()
     data = PairDataArguments(image_augmentation="none", **arm.data)
     collator = build_collator(processor, data, arm.choose, seed=seed, report=report)

@@ -34,7 +34,7 @@ from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_scores
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments, set_auto_bias
 from hf_clipplus.training.build import captions_of
 from hf_clipplus.training.run import checkpoint_to_resume
-from hf_clipplus.training.scratch import SIZES, build_fff, sine_positions, train_tokenizer, whiten_patches
+from hf_clipplus.training.scratch import SIZES, build_fff, start_vision, train_tokenizer
 
 ONE, SEVERAL = (1, 1), (2, 4)  # objects of a scene
 CARD = Path(__file__).parents[1] / "model_cards" / "clipart-clip.md"
@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logit_scale_init_value=float(np.log(30)),
         mining_features=None,
     )
-    whiten_patches(model, processor, (row["image"] for row in rows))
-    sine_positions(model)
+    start_vision(model, processor, (row["image"] for row in rows))
     collator = ContrastiveCollator(
         processor,
         captions_per_image=options.captions_per_image,

@@ -245,10 +245,10 @@ class SceneWorld(SeededWorld):
         return " and ".join(drawing.name for drawing in chosen[: 1 + two])
 
 
-def _described(item: dict[str, Any]) -> str:
+def _described(item: dict[str, Any], name: str) -> str:
     """The object with its measured colour, unless its name has one: "a red car", of two cars "one red car"."""
-    named = any(word in canvas.COLOUR_NAMES for word in item["name"].split())
-    noun = item["name"] if named else f"{item['colour']} {item['name']}"
+    named = any(word in canvas.COLOUR_NAMES for word in name.split())
+    noun = name if named else f"{item['colour']} {name}"
     with_a = with_article(noun)
     if with_a == noun:  # a plural name
         return f"{'a' if item['count'] == 1 else 'one'} drawing of {noun}"
@@ -257,6 +257,8 @@ def _described(item: dict[str, Any]) -> str:
 
 def scene_sentences(objects: Sequence[dict[str, Any]], background: str, size: int) -> list[str]:
     """What a scene shows, one fact a sentence: what there is, each object with colour and place, kinds, background.
+
+    Every second object is called by its class where its place is told, so that both are learned with places.
 
     Args:
         objects: as `SceneWorld` describes them.
@@ -272,8 +274,8 @@ def scene_sentences(objects: Sequence[dict[str, Any]], background: str, size: in
         for item in firsts
     ]
     sentences = [f"A picture of {listed(things)}."]
-    for item in objects:
-        subject = _described(item)
+    for place, item in enumerate(objects):
+        subject = _described(item, item["class_name" if place % 2 else "name"])
         sentences.append(f"{subject[0].upper()}{subject[1:]} is {item['place']}.")
     for item in firsts:
         if item["count"] > 1:

@@ -18,17 +18,17 @@ from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
 from hf_clipplus.data.sub_captions import LENGTHS, SOURCES, SubCaptions
 from hf_clipplus.evaluation.scenes import PREAMBLE
-from hf_clipplus.models.configuration_finer_vision import FinerVision
+from hf_clipplus.models.configuration_finer_vision import FinerVision, picture_side
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 
 from .arguments import FINER_VISION_HELP, PairDataArguments
 from .build import TOKENIZER_SAMPLE, hard_negatives_of, open_pairs, open_retrieval
-from .scratch import SIZES, build_from_nothing, train_tokenizer
+from .scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
 from .start import load_to_train
 
-TOKENIZER_SCENES = 1000
+TOKENIZER_SCENES, VISION_SAMPLE = 1000, 400
 
 
 @dataclass
@@ -112,7 +112,11 @@ def start_model(
         context = SIZES.get(args.model_size, SIZES["scene"])["context"]
         texts = itertools.islice(_texts(args, data), TOKENIZER_SAMPLE)
         tokenizer = train_tokenizer(texts, vocab_size=args.vocab_size, context=context)
-    return build_from_nothing(model_class, processor_class, args.model_size, tokenizer, **config)
+    model, processor = build_from_nothing(model_class, processor_class, args.model_size, tokenizer, **config)
+    if data.dataset == EMBEDDED and not args.caption_files:
+        sample = SceneWorld(data.train_split, image_size=picture_side(model.config), length=VISION_SAMPLE)
+        start_vision(model, processor, (row["image"] for row in iterate(sample)))
+    return model, processor
 
 
 def open_rows(

@@ -19,7 +19,8 @@ from hf_clipplus.models.fff import FFFModel, FFFProcessor
 SIZES = {
     "tiny": {"vision": (1, 128, 4), "text": (1, 128, 4), "image": 48, "patch": 8, "context": 32, "joint": 128},
     "small": {"vision": (2, 160, 5), "text": (1, 160, 5), "image": 48, "patch": 8, "context": 32, "joint": 160},
-    "scene": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 8, "context": 77, "joint": 128},
+    "scene": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 16, "context": 77, "joint": 128},
+    "scene-fine": {"vision": (2, 128, 4), "text": (1, 128, 4), "image": 96, "patch": 8, "context": 77, "joint": 128},
     "vit-b-32": {
         "vision": (12, 768, 12),
         "text": (12, 512, 8),
@@ -107,6 +108,12 @@ def build_fff(size: str, tokenizer: CLIPTokenizer, **config) -> tuple[FFFModel, 
     return build_from_nothing(FFFModel, FFFProcessor, size, tokenizer, **config)
 
 
+def start_vision(model: DualEncoderModel, processor: Any, images: Iterable[Image.Image]) -> None:
+    """What a tower from nothing needs to see anything within minutes: `whiten_patches` and `sine_positions`."""
+    whiten_patches(model, processor, images)
+    sine_positions(model)
+
+
 @torch.no_grad()
 def whiten_patches(
     model: PreTrainedModel, processor: Any, images: Iterable[Image.Image], *, limit: int = 2000, ridge: float = 0.1
@@ -155,7 +162,7 @@ def whiten_patches(
 
 
 @torch.no_grad()
-def sine_positions(model: FFFModel, *, amplitude: float = 0.5) -> None:
+def sine_positions(model: DualEncoderModel, *, amplitude: float = 0.5) -> None:
     """Add sines and cosines of row and column, of three wave lengths, to the positions of a CLIP vision tower.
 
     Positions of CLIP's usual start (standard deviation 0.02) are invisible beside whitened patches, and few steps do

@@ -85,6 +85,7 @@ def test_folders_and_a_yaml_file(model_folder, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["results"][0]["protocol"] == "2 templates"
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_an_error(tmp_path):
     assert "cannot load model 'nobody/nothing'" in run(tmp_path, "--model", "nobody/nothing", ok=False)
     assert not (tmp_path / "results.json").exists()

@@ -80,6 +80,7 @@ def trained(hub, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # tests/hub/test_push_zoo.py does the same for every variant
 def test_a_stranger_gets_the_same_model(hub, trained):
     run(hub, trained, "stranger_home", "-c", CONSUMER, trained / "out")
 
