@@ -56,6 +56,7 @@ ARMS = {
         {"projector_steps": WARM_UP_STEPS, "recap": "cls", "projector": "mlp"},
     ),
     "lr_low": Arm("DIVA, a third of the rate", {"learning_rate": LEARNING_RATE / 3}),
+    "lr_lowest": Arm("DIVA, a tenth of the rate", {"learning_rate": LEARNING_RATE / 10}),
     "lr_high": Arm("DIVA, ten times the rate", {"learning_rate": 10 * LEARNING_RATE}),
     "draws_4": Arm("DIVA, 4 draws", {"noise_draws": 4}),
 }

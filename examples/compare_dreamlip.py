@@ -3,14 +3,13 @@
     python examples/compare_dreamlip.py                                             # every arm, 3 seeds
     python examples/compare_dreamlip.py --arms raw sub_captions --seeds 0 --steps 500
 
-Every arm trains the same tiny towers from nothing. Held-out scenes are looked for by one sentence that lists what they
-show, and by the whole long caption; "pointing" is whether the patch that is most similar to an object's class lies on
-it; segmentation labels every patch by its own similarity. A run that is on disk with the same settings is not trained
-again, so that an interrupted comparison goes on.
+Every arm goes on from the embedded encoder, whose positions of texts are stretched, and sees the same scenes. Held-out
+scenes are looked for by one sentence that lists what they show, and by the whole long caption; "pointing" is whether
+the patch that is most similar to an object's class lies on it; segmentation labels every patch by its own similarity.
+A run that is on disk with the same settings is not trained again, so that an interrupted comparison goes on.
 """
 
 import copy
-import itertools
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,6 @@ from hf_clipplus.data.captions import CaptionSelection
 from hf_clipplus.data.clipart import CLASS_NAMES
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import CaptionChoice, contrastive_report
-from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.heat_map import heat_map_overlay
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
@@ -33,11 +31,13 @@ from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.long_caption_build import build_collator, scene_texts
+from hf_clipplus.training.long_caption_build import StartArguments, build_collator, kept_scenes, start_model
 from hf_clipplus.training.run import run_arms, step_seconds
-from hf_clipplus.training.scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
+from hf_clipplus.training.start import ENCODER
 
-CAPTIONS = 7
+CAPTIONS, CONTEXT = 7, 77
+ADDED = ("patch_projection.weight", "logit_scale_local")
+PLAIN = {"contrastive_loss": "slot_softmax", "mining_features": None}
 TRIAL_STEPS = 30
 THRESHOLDS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.7)  # of the background in segmentation; one is chosen on validation scenes
 
@@ -83,8 +83,12 @@ class CompareArguments:
         default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
+    start: str = field(
+        default=str(ENCODER), metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."}
+    )
     minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
     batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
     scenes: int = field(default=300, metadata={"help": "Held-out scenes."})
@@ -95,13 +99,13 @@ class CompareArguments:
 def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it with heat maps in `folder`, and return its scores on held-out scenes."""
     set_seed(seed)
-    arm, facts, train_split = ARMS[name], SIZES["scene"], "train" if args.split == "validation" else "train+validation"
-    tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=facts["context"])
+    arm, train_split = ARMS[name], "train" if args.split == "validation" else "train+validation"
+    data = PairDataArguments(image_augmentation="none", train_split=train_split)
     losses = {"use_grouping_loss": arm.negatives is not None, "grouping_negatives": arm.negatives or "batch"}
-    model, processor = build_from_nothing(DreamLIPModel, DreamLIPProcessor, "scene", tokenizer, **losses)
-    world = SceneWorld(train_split, image_size=facts["image"], length=100 * args.batch_size, seed=seed)
-    start_vision(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
-    data = PairDataArguments(image_augmentation="none")
+    start = StartArguments(model_name_or_path=args.start or None, context=CONTEXT)
+    model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **PLAIN, **losses)
+    side = model.config.vision_config.image_size
+    rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=seed)
 
     def trainer_of(model: DreamLIPModel, steps: int) -> ContrastiveTrainer:
         report = contrastive_report()
@@ -121,7 +125,6 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
             seed=seed,
         )
         collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
-        rows = IndexedRows(world)
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
 
     steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))

@@ -3,14 +3,13 @@
     python examples/compare_enhancements.py                                     # every arm, 3 seeds
     python examples/compare_enhancements.py --arms plain combination --seeds 0 --steps 500
 
-Every arm trains the same tiny towers from nothing; "plain" is CLIP on the title of a scene or one sentence about it.
-Held-out scenes are looked for by one sentence that lists what they show, single drawings are classified, and pairs
+Every arm goes on from the embedded encoder and sees the same scenes; "plain" is CLIP on the title of a scene or one
+sentence about it. Held-out scenes are looked for by one sentence that lists what they show, single drawings are classified, and pairs
 of scenes that differ in one thing are scored like Winoground (text, image, group). A run that is on disk with the
 same settings is not trained again, so that an interrupted comparison goes on.
 """
 
 import copy
-import itertools
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,10 +19,8 @@ from typing import Any
 from transformers import set_seed
 
 from hf_clipplus.data.captions import select_captions
-from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import CaptionChoice, contrastive_report
 from hf_clipplus.data.fine_grained_scenes import KINDS
-from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
@@ -33,15 +30,15 @@ from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
-from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import choose_bias
-from hf_clipplus.training.long_caption_build import build_collator, scene_texts
+from hf_clipplus.training.long_caption_build import StartArguments, build_collator, kept_scenes, start_model
 from hf_clipplus.training.run import run_arms, step_seconds
-from hf_clipplus.training.scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
+from hf_clipplus.training.start import ENCODER
 
-CAPTIONS = 7
+CAPTIONS, CONTEXT = 7, 77
+ADDED = ("patch_projection.weight", "logit_scale_local", "logit_bias")
 TRIAL_STEPS = 30
 PROCESSORS = {DreamLIPModel: DreamLIPProcessor, FFFModel: FFFProcessor}
 ONE_CAPTION = SubCaptions(captions_per_image=1, sampler="paper")
@@ -49,7 +46,8 @@ SUB_CAPTIONS = SubCaptions(captions_per_image=CAPTIONS)
 ALL_CAPTIONS = partial(select_captions, mode="all", captions_per_image=CAPTIONS - 1)
 
 # fields of configurations and of PairDataArguments; the scale and the thresholds are those of compare_fff.py
-CLIP = {"use_grouping_loss": False}
+SOFTMAX = {"contrastive_loss": "slot_softmax", "mining_features": None}
+CLIP = SOFTMAX | {"use_grouping_loss": False}
 MINING = {"mining_features": "online", "p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
 SIGMOID = {"contrastive_loss": "sigmoid", "logit_scale_init_value": 3.4, **MINING}
 EQUAL_TEXTS = {"equal_texts_are_positive": True}
@@ -81,7 +79,7 @@ COMBINATION = Arm("DreamLIP, FFF, hard negatives", DreamLIPModel, SIGMOID, SUB_C
 ARMS = {
     "plain": Arm("CLIP, title or one sentence"),
     "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
-    "dreamlip": Arm("DreamLIP", config={}, choose=SUB_CAPTIONS),
+    "dreamlip": Arm("DreamLIP", config=SOFTMAX, choose=SUB_CAPTIONS),
     "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
     "scales": Arm("CLIP, two scales", config=CLIP | SCALES),
     "crops": Arm("CLIP, and two salient regions again", config=CLIP | {"finer_vision": {"crops": 2}}),
@@ -115,8 +113,12 @@ class CompareArguments:
         default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
+    start: str = field(
+        default=str(ENCODER), metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."}
+    )
     minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
     batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
     scenes: int = field(default=300, metadata={"help": "Held-out scenes to retrieve from."})
@@ -130,14 +132,12 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     set_seed(seed)
     arm = ARMS[name]
     train_split = "train" if args.split == "validation" else "train+validation"
-    tokenizer = train_tokenizer(scene_texts(train_split), vocab_size=1500, context=SIZES["scene"]["context"])
-    model, processor = build_from_nothing(arm.model, PROCESSORS[arm.model], "scene", tokenizer, **arm.config)
-    fit_pictures(processor, model.config)
+    data = PairDataArguments(image_augmentation="none", train_split=train_split, **arm.data)
+    start = StartArguments(model_name_or_path=args.start or None, context=CONTEXT)
+    model, processor = start_model(arm.model, PROCESSORS[arm.model], start, data, added=ADDED, **arm.config)
     side = picture_side(model.config)
-    world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=seed)
-    start_vision(model, processor, (row["image"] for row in itertools.islice(iterate(world), 400)))
-    rows, report = IndexedRows(world), contrastive_report()
-    data = PairDataArguments(image_augmentation="none", **arm.data)
+    rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=seed)
+    report = contrastive_report()
     collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
     if getattr(model.config, "contrastive_loss", None) == "sigmoid":
         choose_bias(model, rows, collator, args.batch_size)

@@ -70,6 +70,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start, captions, losses, data, args = parse_arguments(
         (StartArguments, SubCaptionArguments, DreamLIPArguments, PairDataArguments, TrainingArguments), __doc__, argv
     )
+    if data.equal_texts_are_positive:
+        raise SystemExit(
+            "--equal_texts_are_positive: DreamLIP's loss has one image for a caption; examples/train_combined.py has "
+            "the loss with several."
+        )
     set_seed(args.seed)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
     if resume:
@@ -81,6 +86,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data,
         added=("patch_projection.weight", "logit_scale_local"),
         captions_per_image=captions.captions_per_image,
+        contrastive_loss="slot_softmax",
+        mining_features=None,
         **vars(losses),
     )
     image_size = picture_side(model.config)

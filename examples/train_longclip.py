@@ -13,7 +13,6 @@ examples/configs/longclip.yaml holds the published recipe.
 
 from dataclasses import dataclass, field
 from math import log
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, set_seed
@@ -34,8 +33,8 @@ from hf_clipplus.training.long_caption_build import (
     start_model,
 )
 from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
+from hf_clipplus.training.start import ENCODER
 
-EMBEDDED_CLIP = Path(__file__).parent / "checkpoints" / "clipart-clip"
 FIRST_SCALE = 100.0  # published: the inverse temperature starts here again
 
 
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     set_seed(args.seed)
     resume = checkpoint_to_resume(args.output_dir, args.resume_from_checkpoint)
-    start.model_name_or_path = resume or start.model_name_or_path or str(EMBEDDED_CLIP)
+    start.model_name_or_path = resume or start.model_name_or_path or str(ENCODER)
     model, processor = start_model(LongCLIPModel, LongCLIPProcessor, start, data, **options.config())
     if AutoConfig.from_pretrained(start.model_name_or_path).model_type != model.config_class.model_type:
         processor.tokenizer.model_max_length = model.extend_context(kept=options.kept, ratio=options.ratio)

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor, set_seed
 
 import hf_clipplus  # noqa: F401  the embedded encoder is a model of the zoo
 from hf_clipplus.training import parse_arguments
-from hf_clipplus.training.diva_build import ENCODER
+from hf_clipplus.training.start import ENCODER
 from hf_clipplus.training.tiny_diffusion import (
     SCHEDULE,
     SIDE,

@@ -5,6 +5,18 @@ import torch
 KEPT, RATIO = 20, 4
 
 
+def rows_to_keep(rows: int, context: int, *, ratio: int = RATIO) -> int:
+    """How many rows `stretch_positions` must keep so that `rows` become `context`: 20 for 77 and 248.
+
+    Raises:
+        ValueError: no number of them does.
+    """
+    kept, rest = divmod(ratio * rows - context, ratio - 1)
+    if rest or not 0 <= kept < rows:
+        raise ValueError(f"{rows} positions cannot become {context} by stretching {ratio} times what is not kept.")
+    return kept
+
+
 def stretch_positions(table: torch.Tensor, *, kept: int = KEPT, ratio: int = RATIO) -> torch.Tensor:
     """Knowledge-preserved stretching: `[L, d]` to `[kept + ratio (L - kept), d]`; 77 rows become 248.
 

@@ -21,9 +21,8 @@ from hf_clipplus.models.diva.presets_diva import PRESETS, preset
 from hf_clipplus.models.diva.processing_diva import DIVAProcessor
 
 from .card import is_hub_id
-from .start import load_to_train
+from .start import ENCODER, load_to_train
 
-ENCODER = Path(__file__).resolve().parents[2] / "examples" / "checkpoints" / "clipart-clip"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCENE_SHARE = 0.5  # of the embedded pictures; the others show one drawing
 

@@ -22,6 +22,7 @@ from hf_clipplus.models.configuration_finer_vision import FinerVision, picture_s
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.finer_vision import fit_pictures
 from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
+from hf_clipplus.ops.position import rows_to_keep
 
 from .arguments import FINER_VISION_HELP, PairDataArguments
 from .build import TOKENIZER_SAMPLE, hard_negatives_of, open_pairs, open_retrieval
@@ -37,6 +38,9 @@ class StartArguments:
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Start from this checkpoint (folder or Hub id); None starts from nothing."}
+    )
+    context: int | None = field(
+        default=None, metadata={"help": "Stretch the text positions of that checkpoint to so many; None: as they are."}
     )
     model_size: str = field(
         default="scene", metadata={"help": f"Size of a model that starts from nothing: {', '.join(SIZES)}."}
@@ -91,7 +95,7 @@ def start_model(
     Args:
         model_class, processor_class: of a variant with CLIP towers.
         args, data: see their fields.
-        added: weights that a plain CLIP checkpoint need not have.
+        added: weights that a plain CLIP checkpoint need not have; the projection of patches starts as the visual one.
         config: fields of the variant's configuration.
 
     Raises:
@@ -102,8 +106,13 @@ def start_model(
     if args.finer_vision is not None:
         config["finer_vision"] = FinerVision.read(args.finer_vision).to_dict()
     if name is not None:
-        model, _ = load_to_train(model_class, name, added=added, **config)
+        model, missing = load_to_train(model_class, name, added=added, **config)
+        if "patch_projection.weight" in missing:  # patches start where the class token is
+            model.patch_projection.weight.data.copy_(model.visual_projection.weight)
         stock = AutoProcessor.from_pretrained(name)
+        rows = model.config.text_config.max_position_embeddings
+        if args.context not in (None, rows):
+            stock.tokenizer.model_max_length = model.extend_context(kept=rows_to_keep(rows, args.context))
         fit_pictures(stock, model.config)
         return model, processor_class(stock.image_processor, stock.tokenizer)
     if args.tokenizer_name is not None:
@@ -117,6 +126,11 @@ def start_model(
         sample = SceneWorld(data.train_split, image_size=picture_side(model.config), length=VISION_SAMPLE)
         start_vision(model, processor, (row["image"] for row in iterate(sample)))
     return model, processor
+
+
+def kept_scenes(split: str, *, image_size: int, length: int, seed: int) -> IndexedRows:
+    """Scenes that are drawn once and kept: the same in every epoch, and most of a short step's time saved."""
+    return IndexedRows(list(iterate(SceneWorld(split, image_size=image_size, length=length, seed=seed, train=False))))
 
 
 def open_rows(

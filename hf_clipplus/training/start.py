@@ -1,11 +1,14 @@
 """How training starts from a checkpoint: in float32, and with nothing left random that should have been read."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_clipplus.models.finer_vision import FUSION_PREFIX
+
+ENCODER = Path(__file__).resolve().parents[2] / "examples" / "checkpoints" / "clipart-clip"
 
 
 def load_to_train(

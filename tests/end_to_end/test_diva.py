@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_clipplus.training.diva_build import ENCODER
+from hf_clipplus.training.start import ENCODER
 
 ROOT = Path(__file__).parents[2]
 FRESH = """

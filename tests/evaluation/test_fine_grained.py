@@ -15,7 +15,7 @@ from hf_clipplus.evaluation.fine_grained_scores import CHANCES, FineGrainedScore
 from hf_clipplus.evaluation.loading import load_dual_encoder
 from hf_clipplus.evaluation.mmvp import PairEvaluator
 from hf_clipplus.evaluation.scenes import fine_grained_scenes
-from hf_clipplus.training.diva_build import ENCODER
+from hf_clipplus.training.start import ENCODER
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate_fine_grained.py"
 # texts in rows, images in columns

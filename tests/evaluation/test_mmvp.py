@@ -15,7 +15,7 @@ from hf_clipplus.evaluation.loading import load_dual_encoder
 from hf_clipplus.evaluation.mmvp import PairEvaluator, score_models
 from hf_clipplus.evaluation.mmvp_scores import PairScores, comparison_table, first_image_wins, mcnemar, score_pairs
 from hf_clipplus.models.diva.modeling_diva import DIVAModel
-from hf_clipplus.training.diva_build import ENCODER
+from hf_clipplus.training.start import ENCODER
 
 
 def write_mmvp(root, folder="MLLM_VLM Images", *, columns=("Question ID", "Type", "Statement"), rows=270, where=None):

@@ -25,8 +25,8 @@ from hf_clipplus.models.diva.feedback_diva import DIVAForDiffusionFeedback
 from hf_clipplus.models.diva.generator_diva import DiffusionGenerator
 from hf_clipplus.models.diva.processing_diva import DIVAProcessor
 from hf_clipplus.training import ContrastiveTrainingArguments, NonFiniteLossError
-from hf_clipplus.training.diva_build import ENCODER
 from hf_clipplus.training.feedback_trainer import FeedbackTrainer, with_lora
+from hf_clipplus.training.start import ENCODER
 
 TINY = Path(__file__).parents[1] / "models" / "tiny_diva.py"
 spec = importlib.util.spec_from_file_location("tiny_diva", TINY)
