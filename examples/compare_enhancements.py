@@ -4,9 +4,9 @@
     python examples/compare_enhancements.py --arms plain combination --seeds 0 --steps 500
 
 Every arm goes on from the embedded encoder and sees the same scenes; "plain" is CLIP on the title of a scene or one
-sentence about it. Held-out scenes are looked for by one sentence that lists what they show, single drawings are classified, and pairs
-of scenes that differ in one thing are scored like Winoground (text, image, group). A run that is on disk with the
-same settings is not trained again, so that an interrupted comparison goes on.
+sentence about it. Held-out scenes are looked for by one sentence that lists what they show, single drawings are
+classified, and pairs of scenes that differ in one thing are scored like Winoground (text, image, group). A run that is
+on disk with the same settings is not trained again, so that an interrupted comparison goes on.
 """
 
 import copy

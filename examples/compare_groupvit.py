@@ -11,37 +11,49 @@ not trained again.
 """
 
 import copy
-import itertools
-import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 
+from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import contrastive_report
+from hf_clipplus.data.scene_pairs import ScenePairs
+from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.evaluation.overlay import segmentation_overlay
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
-from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.groupvit_build import (
+    TRAINING_OBJECTS,
     GroupViTModelArguments,
     build_collator,
     build_model,
-    open_training_rows,
 )
-from hf_clipplus.training.run import run_once, step_seconds
+from hf_clipplus.training.run import run_arms, step_seconds
 
 TRIAL_STEPS = 20
 EXTRA = {"steps": "steps", "minutes": "minutes"}
 METRICS = {"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy", "mIoU, training drawings": "seen_mIoU"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A label, and fields of `GroupViTModelArguments`."""
+
+    label: str
+    settings: dict[str, Any]
+
+
 ARMS = {
-    "hard": ("GroupViT, hard assignment", {"model_size": "tiny"}),
-    "soft": ("GroupViT, soft assignment", {"model_size": "tiny", "hard_assignment": False}),
-    "two_stages": ("GroupViT, 2 stages", {"model_size": "tiny-2-stage"}),
-    "hard_no_prompts": ("GroupViT without prompts", {"model_size": "tiny", "prompts_per_image": 0}),
-    "vit": ("plain ViT", {"model_size": "tiny-vit"}),
+    "hard": Arm("GroupViT, hard assignment", {"model_size": "tiny"}),
+    "soft": Arm("GroupViT, soft assignment", {"model_size": "tiny", "hard_assignment": False}),
+    "two_stages": Arm("GroupViT, 2 stages", {"model_size": "tiny-2-stage"}),
+    "hard_no_prompts": Arm("GroupViT without prompts", {"model_size": "tiny", "prompts_per_image": 0}),
+    "vit": Arm("plain ViT", {"model_size": "tiny-vit"}),
 }
 
 
@@ -55,6 +67,7 @@ class CompareArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     minutes: float = field(default=15.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
     batch_size: int = field(default=32, metadata={"help": "Scenes of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
     evaluations: int = field(default=5, metadata={"help": "Points of the curve on validation scenes."})
@@ -62,23 +75,15 @@ class CompareArguments:
     output_dir: str = field(default="outputs/compare_groupvit", metadata={"help": "Models, pictures, table.md."})
 
 
-def run_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """The scores of one arm on test scenes, read from `output_dir/<arm>-<seed>` if they are there."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("arms", "seeds", "output_dir")}
-    record = Path(args.output_dir) / f"{name}-{seed}" / "scores.json"
-    return run_once(record, settings, lambda: train_arm(name, seed, args))
-
-
-def train_arm(name: str, seed: int, args: CompareArguments) -> dict[str, float]:
-    """Train one arm, save it under `output_dir/<arm>-<seed>` with pictures, and return its scores on test scenes."""
+def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one arm, save it with pictures in `folder`, and return its scores on test scenes."""
     set_seed(seed)
-    data = PairDataArguments(train_split="train")
-    settings = GroupViTModelArguments(**ARMS[name][1], scenes=100 * args.batch_size)
+    data, settings = PairDataArguments(train_split="train"), GroupViTModelArguments(**ARMS[name].settings)
     model, processor = build_model(settings, data)
     side = model.config.vision_config.image_size
-    rows = open_training_rows(settings, data, side, seed)
+    facts = {"image_size": side, "length": args.training_scenes, "objects": TRAINING_OBJECTS, "seed": seed}
+    rows = IndexedRows(list(iterate(ScenePairs(SceneWorld("train", **facts, train=False)))))
     collator = build_collator(processor, settings, data, seed=seed, report=contrastive_report())
-    folder = Path(args.output_dir) / f"{name}-{seed}"
     validation = scene_segmentation("validation", image_size=side, length=100)
 
     def trainer_of(model, steps: int, evaluators=()) -> ContrastiveTrainer:
@@ -144,17 +149,7 @@ def with_chance(evaluator: ZeroShotSegmentation, found: dict[str, float]) -> dic
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores: dict[str, list[dict]] = {name: [] for name in args.arms}
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    for seed, name in itertools.product(args.seeds, args.arms):
-        print(f"== {ARMS[name][0]}, seed {seed}", flush=True)
-        scores[name].append(run_arm(name, seed, args))
-        (output / "scores.json").write_text(json.dumps(scores, indent=1))
-        table = runs_table({ARMS[key][0]: runs for key, runs in scores.items() if runs}, METRICS, EXTRA)
-        (output / "table.md").write_text(table + "\n")
-        print(table, flush=True)
-    return scores
+    return run_arms(ARMS, args, partial(train_arm, args), METRICS, EXTRA)
 
 
 if __name__ == "__main__":
