@@ -3,10 +3,10 @@
     python examples/compare_dreamlip.py                                             # every arm, 3 seeds
     python examples/compare_dreamlip.py --arms raw sub_captions --seeds 0 --steps 500
 
-Every arm goes on from the embedded encoder, whose positions of texts are stretched, and sees the same scenes. Held-out
-scenes are looked for by one sentence that lists what they show, and by the whole long caption; "pointing" is whether
-the patch that is most similar to an object's class lies on it; segmentation labels every patch by its own similarity.
-A run that is on disk with the same settings is not trained again, so that an interrupted comparison goes on.
+Every arm trains the same tiny towers from nothing on the same scenes. Held-out scenes are looked for by one sentence
+that lists what they show, and by the whole long caption; "pointing" is whether the patch that is most similar to an
+object's class lies on it; segmentation labels every patch by its own similarity. A run that is on disk with the same
+settings is not trained again, so that an interrupted comparison goes on.
 """
 
 import copy
@@ -33,9 +33,8 @@ from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArgument
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import StartArguments, build_collator, kept_scenes, start_model
 from hf_clipplus.training.run import run_arms, step_seconds
-from hf_clipplus.training.start import ENCODER
 
-CAPTIONS, CONTEXT = 7, 77
+CAPTIONS, CONTEXT, OTHER_IMAGES = 7, 77, 15
 ADDED = ("patch_projection.weight", "logit_scale_local")
 PLAIN = {"contrastive_loss": "slot_softmax", "mining_features": None}
 TRIAL_STEPS = 30
@@ -84,7 +83,7 @@ class CompareArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     start: str = field(
-        default=str(ENCODER), metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."}
+        default="", metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."}
     )
     minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
@@ -102,6 +101,7 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     arm, train_split = ARMS[name], "train" if args.split == "validation" else "train+validation"
     data = PairDataArguments(image_augmentation="none", train_split=train_split)
     losses = {"use_grouping_loss": arm.negatives is not None, "grouping_negatives": arm.negatives or "batch"}
+    losses["max_grouping_negatives"] = OTHER_IMAGES
     start = StartArguments(model_name_or_path=args.start or None, context=CONTEXT)
     model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **PLAIN, **losses)
     side = model.config.vision_config.image_size

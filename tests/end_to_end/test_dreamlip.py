@@ -37,7 +37,7 @@ def test_examples_and_what_they_saved(run, tmp_path):
 
 @pytest.mark.slow
 def test_comparisons_go_on(run, tmp_path):
-    options = ("--seeds", 0, "--steps", 2, "--batch_size", 8, "--scenes", 20)
+    options = ("--seeds", 0, "--steps", 2, "--batch_size", 8, "--scenes", 20, "--training_scenes", 64)
     first = ["examples/compare_dreamlip.py", "--arms", "raw", "sub_captions", "batch", *map(str, options)]
     start = tmp_path / "start"
     assert "DreamLIP, grouping, negatives of the batch" in run(*first, "--output_dir", start)
