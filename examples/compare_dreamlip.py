@@ -4,9 +4,9 @@
     python examples/compare_dreamlip.py --arms raw sub_captions --seeds 0 --steps 500
 
 Every arm trains the same tiny towers from nothing on the same scenes. Held-out scenes are looked for by one sentence
-that lists what they show, and by the whole long caption; "pointing" is whether the patch that is most similar to an
-object's class lies on it; segmentation labels every patch by its own similarity. A run that is on disk with the same
-settings is not trained again, so that an interrupted comparison goes on.
+that lists what they show (by class, and by the names of the drawings), and by the whole long caption; "pointing" is
+whether the patch that is most similar to an object's class lies on it; segmentation labels every patch by its own
+similarity. A run that is on disk with the same settings is not trained again.
 """
 
 import copy
@@ -26,7 +26,7 @@ from hf_clipplus.data.collators import CaptionChoice, contrastive_report
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.heat_map import heat_map_overlay
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
-from hf_clipplus.evaluation.scenes import scene_evaluators
+from hf_clipplus.evaluation.scenes import by_classes, scene_evaluators
 from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
@@ -66,6 +66,7 @@ ARMS = {
     "cross_image": Arm("DreamLIP, grouping, other images as negatives", SUB_CAPTIONS, "cross_image"),
 }
 METRICS = {
+    "classes -> image R@5": "scenes_by_classes_text_to_image_R@5",
     "summary -> image R@5": "scenes_by_summary_text_to_image_R@5",
     "image -> summary R@5": "scenes_by_summary_image_to_text_R@5",
     "long caption -> image R@5": "scenes_by_long_caption_text_to_image_R@5",
@@ -82,9 +83,7 @@ class CompareArguments:
         default_factory=lambda: list(ARMS), metadata={"help": "What to train.", "choices": list(ARMS)}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
-    start: str = field(
-        default="", metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."}
-    )
+    start: str = field(default="", metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."})
     minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
     training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
@@ -142,7 +141,8 @@ def scores_of(
     """What every evaluator says, the retrievals under their names."""
     side, found = model.config.vision_config.image_size, {}
     by_summary, by_long_caption, pointing = scene_evaluators(args.split, image_size=side, length=args.scenes)
-    for evaluator in (by_summary, by_long_caption):
+    classes = by_classes(args.split, image_size=side, length=args.scenes)
+    for evaluator in (classes, by_summary, by_long_caption):
         found |= under_name(evaluator.name, evaluator(model, processor))
     found |= pointing(model, processor)
 

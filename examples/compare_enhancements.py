@@ -24,7 +24,7 @@ from hf_clipplus.data.fine_grained_scenes import KINDS
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
-from hf_clipplus.evaluation.scenes import fine_grained_scenes, scene_evaluators
+from hf_clipplus.evaluation.scenes import by_classes, fine_grained_scenes, scene_evaluators
 from hf_clipplus.evaluation.tables import runs_table, under_name
 from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
@@ -93,13 +93,13 @@ ARMS = {
         training={"self_labels": [f"{name}=0.1" for name in LABELS], "adversarial": "pixel"},
     ),
 }
-SCORES = ("text", "image", "group")
 METRICS = {
     "text->image R@1": "scenes_by_summary_text_to_image_R@1",
     "R@5": "scenes_by_summary_text_to_image_R@5",
     "image->text R@5": "scenes_by_summary_image_to_text_R@5",
+    "by classes R@5": "scenes_by_classes_text_to_image_R@5",
     "zero-shot top-1": "clipart_zero_shot_top1",
-    **{score: f"scenes_fine_grained_{score}" for score in SCORES},
+    **{score: f"scenes_fine_grained_{score}" for score in ("text", "image", "group")},
 }
 GROUP_BY_KIND = {f"group, {kind}": f"scenes_fine_grained_group_{kind}" for kind in KINDS}
 MEANS = {"ms per step": "step_ms", "steps": "steps", "minutes": "minutes"}
@@ -176,6 +176,7 @@ def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, s
     """Retrieval of scenes, zero-shot classification of drawings, and fine-grained pairs."""
     evaluators = (
         scene_evaluators(args.split, image_size=side, length=args.scenes)[0],
+        by_classes(args.split, image_size=side, length=args.scenes),
         clipart_evaluators(args.split, image_size=side)[0],
         fine_grained_scenes(args.split, image_size=side, pairs_per_kind=args.pairs),
     )

@@ -255,6 +255,23 @@ def _described(item: dict[str, Any], name: str) -> str:
     return with_a if item["count"] == 1 else f"one {noun}"
 
 
+def _firsts(objects: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first object of each group."""
+    found: dict[int, dict[str, Any]] = {}
+    for item in objects:
+        found.setdefault(item["group"], item)
+    return list(found.values())
+
+
+def picture_of(objects: Sequence[dict[str, Any]], by: str = "name") -> str:
+    """The sentence that lists what there is: by the names of the drawings, or by "class_name"."""
+    things = [
+        with_article(item[by]) if item["count"] == 1 else f"{NUMBERS[item['count']]} {plural(item[by])}"
+        for item in _firsts(objects)
+    ]
+    return f"A picture of {listed(things)}."
+
+
 def scene_sentences(objects: Sequence[dict[str, Any]], background: str, size: int) -> list[str]:
     """What a scene shows, one fact a sentence: what there is, each object with colour and place, kinds, background.
 
@@ -265,15 +282,8 @@ def scene_sentences(objects: Sequence[dict[str, Any]], background: str, size: in
         background: the background's colour name.
         size: side of the picture, pixels.
     """
-    groups: dict[int, list[dict[str, Any]]] = {}
-    for item in objects:
-        groups.setdefault(item["group"], []).append(item)
-    firsts = [members[0] for members in groups.values()]
-    things = [
-        with_article(item["name"]) if item["count"] == 1 else f"{NUMBERS[item['count']]} {plural(item['name'])}"
-        for item in firsts
-    ]
-    sentences = [f"A picture of {listed(things)}."]
+    firsts = _firsts(objects)
+    sentences = [picture_of(objects)]
     for place, item in enumerate(objects):
         subject = _described(item, item["class_name" if place % 2 else "name"])
         sentences.append(f"{subject[0].upper()}{subject[1:]} is {item['place']}.")

@@ -9,7 +9,7 @@ Example::
 from typing import Any
 
 from hf_clipplus.data.clipart import CLASS_NAMES
-from hf_clipplus.data.clipart_scenes import SceneWorld
+from hf_clipplus.data.clipart_scenes import SceneWorld, picture_of
 from hf_clipplus.data.fine_grained_scenes import fine_grained_pairs
 from hf_clipplus.data.sources import iterate
 from hf_clipplus.evaluation.fine_grained import FineGrainedEvaluator
@@ -44,6 +44,16 @@ def scene_evaluators(
     return *by_text, PointingAccuracy(rows, CLASS_NAMES, name="scenes_pointing", batch_size=batch_size)
 
 
+def by_classes(
+    split: str = "test", *, image_size: int = 96, length: int = 300, batch_size: int = 64
+) -> RetrievalEvaluator:
+    """Retrieval by a sentence that lists what there is by class: names of new drawings are words that no text had.
+
+    Arguments are those of `scene_evaluators`.
+    """
+    return _retrieval(_rows(split, image_size, length), "classes", batch_size)
+
+
 def long_text_evaluators(
     split: str = "test", *, image_size: int = 96, length: int = 300, batch_size: int = 64
 ) -> tuple[RetrievalEvaluator, RetrievalEvaluator, RetrievalEvaluator]:
@@ -75,9 +85,11 @@ def _retrieval(rows: list[dict[str, Any]], column: str, batch_size: int) -> Retr
 
 
 def _rows(split: str, image_size: int, length: int) -> list[dict[str, Any]]:
-    """Scenes that are drawn once, with two more texts."""
+    """Scenes that are drawn once, with three more texts."""
     world = SceneWorld(split, image_size=image_size, length=length, train=False)
     return [
-        row | {"summary": row["sentences"][0], "late_facts": " ".join([*PREAMBLE, row["long_caption"]])}
+        row
+        | {"summary": row["sentences"][0], "classes": picture_of(row["objects"], "class_name")}
+        | {"late_facts": " ".join([*PREAMBLE, row["long_caption"]])}
         for row in iterate(world)
     ]
