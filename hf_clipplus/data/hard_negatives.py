@@ -7,7 +7,8 @@ careful rather than complete.
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +54,7 @@ _PART_OF_MANY = re.compile(r"\b(?:of|than|least|most|about|over|nearly|almost|ot
 class Changes(Protocol):
     """What a reader says of a caption; it also has one method for each of `KINDS`, which gives changed captions."""
 
+    caption: str
     readable: bool
 
     def is_false(self, text: str) -> bool:
@@ -70,6 +72,35 @@ class HardNegativeSelection(NamedTuple):
     unreadable: int
 
 
+class WordFrequencies:
+    """How often words stand in captions.
+
+    Where a change is made as often as it could be made the other way round, false captions that are kept with `chance`
+    have their words as often as true ones (it is Metropolis' rule). Otherwise rare words would give false captions
+    away, and a model need not look at the picture.
+
+    Args:
+        captions: true ones, e.g. some of the training data.
+    """
+
+    def __init__(self, captions: Iterable[str]):
+        self.counts = Counter(word for caption in captions for word in _words(caption))
+
+    def chance(self, caption: str, changed: str) -> float:
+        """With which probability a changed caption is kept: the frequency of its new words over that of the old.
+
+        The rarest word stands for all that were put in, and for all that were taken out.
+        """
+        old, new = Counter(_words(caption)), Counter(_words(changed))
+        taken_out, put_in = old - new, new - old
+        if not taken_out or not put_in:
+            return 1.0
+        return min(1.0, self._rarest(put_in) / self._rarest(taken_out))
+
+    def _rarest(self, words: Iterable[str]) -> float:
+        return min(self.counts[word] for word in words) + 0.5
+
+
 class HardNegatives:
     """Draws false captions of an image.
 
@@ -81,17 +112,26 @@ class HardNegatives:
         number: how many for each image, at most.
         kinds: which, of `KINDS`.
         reader: what finds changes, e.g. `scene_reader` or `text_reader(...)`.
+        frequencies: of words in true captions, which false ones then have too; None: every change is as likely.
 
     Raises:
         ValueError: an unknown kind, none at all, or a number below 1.
     """
 
-    def __init__(self, number: int = 1, *, kinds: Sequence[str] = KINDS, reader: Reader):
+    def __init__(
+        self,
+        number: int = 1,
+        *,
+        kinds: Sequence[str] = KINDS,
+        reader: Reader,
+        frequencies: WordFrequencies | None = None,
+    ):
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"hard negatives of kind {unknown} are unknown: choose among {KINDS}.")
         if not kinds or number < 1:
             raise ValueError(f"hard negatives: expected a number of at least 1 and a kind, got {number} and {kinds}.")
         self.number, self.kinds, self.reader = number, tuple(dict.fromkeys(kinds)), reader
+        self.frequencies = frequencies
 
     def __call__(
         self, row: Mapping[str, Any], captions: Sequence[str], generator: np.random.Generator
@@ -115,17 +155,21 @@ class HardNegatives:
                 taken.add(same_words(text))
         return HardNegativeSelection(made, self.number - len(made), len(read) - len(readable))
 
-    @staticmethod
     def _drawn(
-        readable: Sequence[Changes], kind: str, taken: set[tuple[str, ...]], generator: np.random.Generator
+        self, readable: Sequence[Changes], kind: str, taken: set[tuple[str, ...]], generator: np.random.Generator
     ) -> str | None:
         for place in generator.permutation(len(readable)):
             options = list(dict.fromkeys(getattr(readable[place], kind)()))
             for choice in generator.permutation(len(options)):
                 text = options[choice]
                 if same_words(text) not in taken and readable[place].is_false(text):
-                    return text
+                    if self._is_kept(readable[place].caption, text, generator):
+                        return text
+                    break
         return None
+
+    def _is_kept(self, caption: str, text: str, generator: np.random.Generator) -> bool:
+        return self.frequencies is None or generator.random() < self.frequencies.chance(caption, text)
 
 
 class TextChanges:

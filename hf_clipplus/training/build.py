@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedMode
 from hf_clipplus.data.captions import RandomWordDeletion
 from hf_clipplus.data.clipart import EMBEDDED, CaptionWorld
 from hf_clipplus.data.collators import ContrastiveCollator
-from hf_clipplus.data.hard_negatives import HardNegatives, caption_reader
+from hf_clipplus.data.hard_negatives import HardNegatives, WordFrequencies, caption_reader
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.report import DataReport
 from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
@@ -31,6 +31,7 @@ from .scratch import SIZES, build_fff, train_tokenizer
 from .start import load_to_train
 
 TOKENIZER_SAMPLE = 200_000
+WORDS_SAMPLE = 50_000  # captions from which the frequencies of words are taken
 BIAS_BATCHES = 4
 
 
@@ -137,7 +138,7 @@ def build_model(args: FFFModelArguments, data: PairDataArguments) -> tuple[FFFMo
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         else:
             facts = SIZES.get(args.model_size, SIZES["tiny"])
-            texts = itertools.islice(captions_of(_plain_rows(data)), TOKENIZER_SAMPLE)
+            texts = itertools.islice(captions_of(plain_rows(data)), TOKENIZER_SAMPLE)
             tokenizer = train_tokenizer(texts, vocab_size=args.vocab_size, context=facts["context"])
         return *build_fff(args.model_size, tokenizer, **args.config()), True
     overrides = args.config()
@@ -175,16 +176,20 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
-        hard_negatives=hard_negatives_of(data),
+        hard_negatives=hard_negatives_of(data, captions_of(plain_rows(data))),
         **kwargs,
     )
 
 
-def hard_negatives_of(data: PairDataArguments) -> HardNegatives | None:
+def hard_negatives_of(data: PairDataArguments, captions: Iterable[str] = ()) -> HardNegatives | None:
     """What makes the false captions that the arguments ask for; None when they ask for none.
 
     Rows of embedded scenes are judged by their facts; captions of other rows are parsed by what is installed, see
     `find_parser`.
+
+    Args:
+        data: see its fields.
+        captions: true ones, whose words false ones have as often; none: every change is as likely.
 
     Raises:
         ValueError: an unknown kind.
@@ -192,7 +197,10 @@ def hard_negatives_of(data: PairDataArguments) -> HardNegatives | None:
     if not data.hard_negatives:
         return None
     reader = caption_reader(lambda text: _installed_parser()(text), data.hard_negative_objects)
-    return HardNegatives(data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader)
+    words = WordFrequencies(itertools.islice(captions, WORDS_SAMPLE))
+    return HardNegatives(
+        data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader, frequencies=words if words.counts else None
+    )
 
 
 _installed_parser = lru_cache(maxsize=1)(find_parser)
@@ -209,7 +217,8 @@ def choose_bias(
     return set_auto_bias(model, batches, device=next(model.parameters()).device)
 
 
-def _plain_rows(data: PairDataArguments) -> Iterable[dict]:
+def plain_rows(data: PairDataArguments) -> Iterable[dict]:
+    """The texts of the rows to train on, without what is not needed for them."""
     if data.dataset == EMBEDDED:
         return iterate(CaptionWorld(data.train_split, image_size=16))
     rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())

@@ -25,7 +25,7 @@ from hf_clipplus.models.processing_dual_encoder import DualEncoderProcessor
 from hf_clipplus.ops.position import rows_to_keep
 
 from .arguments import FINER_VISION_HELP, PairDataArguments
-from .build import TOKENIZER_SAMPLE, hard_negatives_of, open_pairs, open_retrieval
+from .build import TOKENIZER_SAMPLE, captions_of, hard_negatives_of, open_pairs, open_retrieval, plain_rows
 from .scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
 from .start import load_to_train
 
@@ -155,6 +155,7 @@ def build_collator(
 ) -> ContrastiveCollator:
     """The collator that the arguments describe."""
     side = dict(processor.image_processor.crop_size)["height"]
+    texts = scene_texts(data.train_split) if data.dataset == EMBEDDED else captions_of(plain_rows(data))
     augment = None if data.image_augmentation == "none" else image_augmentation(data.image_augmentation, size=side)
     return ContrastiveCollator(
         processor,
@@ -165,7 +166,7 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
-        hard_negatives=hard_negatives_of(data),
+        hard_negatives=hard_negatives_of(data, texts),
         **kwargs,
     )
 
