@@ -8,8 +8,8 @@ careful rather than complete.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,9 +75,8 @@ class HardNegativeSelection(NamedTuple):
 class WordFrequencies:
     """How often words stand in captions.
 
-    Where a change is made as often as it could be made the other way round, false captions that are kept with `chance`
-    have their words as often as true ones (it is Metropolis' rule). Otherwise rare words would give false captions
-    away, and a model need not look at the picture.
+    A false caption with a rare word in the place of a usual one is given away by its words: a model need not look at
+    the picture. So changes are drawn by `weights`; false captions then have their words about as often as true ones.
 
     Args:
         captions: true ones, e.g. some of the training data.
@@ -86,16 +85,16 @@ class WordFrequencies:
     def __init__(self, captions: Iterable[str]):
         self.counts = Counter(word for caption in captions for word in _words(caption))
 
-    def chance(self, caption: str, changed: str) -> float:
-        """With which probability a changed caption is kept: the frequency of its new words over that of the old.
+    def weights(self, caption: str, changed: Sequence[str]) -> list[float]:
+        """For each changed caption the frequency of its new words over that of the old ones; 1 for swapped words.
 
-        The rarest word stands for all that were put in, and for all that were taken out.
+        On either side the rarest word stands for all.
         """
-        old, new = Counter(_words(caption)), Counter(_words(changed))
-        taken_out, put_in = old - new, new - old
-        if not taken_out or not put_in:
-            return 1.0
-        return min(1.0, self._rarest(put_in) / self._rarest(taken_out))
+        old = set(_words(caption))
+        return [self._weight(old, set(_words(text))) for text in changed]
+
+    def _weight(self, old: set[str], new: set[str]) -> float:
+        return self._rarest(new - old) / self._rarest(old - new) if new - old and old - new else 1.0
 
     def _rarest(self, words: Iterable[str]) -> float:
         return min(self.counts[word] for word in words) + 0.5
@@ -112,7 +111,8 @@ class HardNegatives:
         number: how many for each image, at most.
         kinds: which, of `KINDS`.
         reader: what finds changes, e.g. `scene_reader` or `text_reader(...)`.
-        frequencies: of words in true captions, which false ones then have too; None: every change is as likely.
+        frequencies: of words in true captions, which false ones then have too; None: captions and their changes
+            are all as likely.
 
     Raises:
         ValueError: an unknown kind, none at all, or a number below 1.
@@ -147,29 +147,33 @@ class HardNegatives:
         readable = [changes for changes in read if changes.readable]
         turns = [self.kinds[turn] for turn in generator.permutation(len(self.kinds))]
         made, taken = [], {same_words(text) for text in captions}
+        changed = cache(lambda kind: [list(dict.fromkeys(getattr(changes, kind)())) for changes in readable])
         for first in range(self.number):
-            kinds = (turns[(first + turn) % len(turns)] for turn in range(len(turns)))
-            found = (self._drawn(readable, kind, taken, generator) for kind in kinds)
-            if (text := next(filter(None, found), None)) is not None:
-                made.append(text)
-                taken.add(same_words(text))
+            for turn in range(len(turns)):
+                options = changed(turns[(first + turn) % len(turns)])
+                drawn = (
+                    (readable[place], options[place][n]) for place, n in self._order(readable, options, generator)
+                )
+                false = (text for one, text in drawn if same_words(text) not in taken and one.is_false(text))
+                if (text := next(false, None)) is not None:
+                    made.append(text)
+                    taken.add(same_words(text))
+                    break
         return HardNegativeSelection(made, self.number - len(made), len(read) - len(readable))
 
-    def _drawn(
-        self, readable: Sequence[Changes], kind: str, taken: set[tuple[str, ...]], generator: np.random.Generator
-    ) -> str | None:
-        for place in generator.permutation(len(readable)):
-            options = list(dict.fromkeys(getattr(readable[place], kind)()))
-            for choice in generator.permutation(len(options)):
-                text = options[choice]
-                if same_words(text) not in taken and readable[place].is_false(text):
-                    if self._is_kept(readable[place].caption, text, generator):
-                        return text
-                    break
-        return None
-
-    def _is_kept(self, caption: str, text: str, generator: np.random.Generator) -> bool:
-        return self.frequencies is None or generator.random() < self.frequencies.chance(caption, text)
+    def _order(
+        self, readable: Sequence[Changes], options: Sequence[Sequence[str]], generator: np.random.Generator
+    ) -> Iterator[tuple[int, int]]:
+        """Numbers of captions and of their changes in the order in which they are tried."""
+        if self.frequencies is None:
+            for place in generator.permutation(len(options)):
+                yield from ((place, number) for number in generator.permutation(len(options[place])))
+            return
+        places = [(place, number) for place, texts in enumerate(options) for number in range(len(texts))]
+        captions = (changes.caption for changes in readable)
+        weights = [w for pair in zip(captions, options, strict=True) for w in self.frequencies.weights(*pair)]
+        for choice in np.argsort(generator.exponential(size=len(places)) / np.array(weights)):
+            yield places[choice]  # drawn without replacement by their weights
 
 
 class TextChanges:

@@ -17,6 +17,7 @@ from hf_clipplus.data.hard_negatives import (
     KINDS,
     HardNegatives,
     HardNegativeSelection,
+    WordFrequencies,
     caption_reader,
     same_words,
     text_reader,
@@ -404,3 +405,34 @@ def test_what_cannot_go_together(processor):
         ContrastiveCollator(processor, hard_negatives=hard, augment_text=lambda text, generator: text)
     with pytest.raises(ValueError, match="GroupViT takes no hard negatives"):
         NounPromptCollator(processor, hard_negatives=hard)
+
+
+def test_words_are_as_frequent_as_in_true_captions():
+    """Without frequencies every colour is put in as often; with them the usual ones are."""
+    rng = np.random.default_rng(0)
+    colours = rng.choice(["red", "green", "turquoise"], p=[0.75, 0.2, 0.05], size=2000)
+
+    def reader(row, captions):
+        colours = ("red", "green", "turquoise")
+        return [
+            SimpleNamespace(
+                caption=text,
+                readable=True,
+                colour=lambda text=text: [f"a {c} cat" for c in colours if c not in text],
+                is_false=lambda _: True,
+            )
+            for text in captions
+        ]
+
+    captions = [f"a {colour} cat" for colour in colours]
+    words = WordFrequencies(captions)
+    assert words.weights("a red cat and a green dog", ["a green cat and a red dog"]) == [1]
+    (rarer,), (usual,) = words.weights("a red cat", ["a green cat"]), words.weights("a green cat", ["a red cat"])
+    assert usual == 1 / rarer > 3
+    shares = {}
+    for name, frequencies in (("alike", None), ("usual", words)):
+        hard = HardNegatives(kinds=["colour"], reader=reader, frequencies=frequencies)
+        texts = [text for caption in captions for text in hard({}, [caption], rng).texts]
+        shares[name] = np.mean(["turquoise" in text for text in texts])
+    assert shares["alike"] > 0.4
+    assert shares["usual"] < 0.2
