@@ -1,16 +1,16 @@
 """Compare DreamLIP with CLIP on the embedded scenes: equal time or steps per arm, drawings never trained on.
 
     python examples/compare_dreamlip.py                                             # every arm, 3 seeds
-    python examples/compare_dreamlip.py --arms raw sub_captions --seeds 0 --steps 500
+    python examples/compare_dreamlip.py --arms raw sub_captions --seeds 0 --minutes 10
 
-Every arm trains the same tiny towers from nothing on the same scenes. Held-out scenes are looked for by one sentence
-that lists what they show (by class, and by the names of the drawings), and by the whole long caption; "pointing" is
-whether the patch that is most similar to an object's class lies on it; segmentation labels every patch by its own
-similarity. A run that is on disk with the same settings is not trained again.
+Every arm trains the same tiny towers from nothing on the same scenes. It is measured on new scenes, of the drawings
+that were trained on and of unseen ones. Scenes are looked for by one sentence that lists what they show (by class, and
+by the names of the drawings), and by the whole long caption; "pointing" is whether the patch that is most similar to
+an object's class lies on it; segmentation labels every patch by its own similarity. A run that is on disk with the
+same settings is not trained again.
 """
 
-import copy
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,21 +23,26 @@ from hf_clipplus.data.captions import CaptionSelection
 from hf_clipplus.data.clipart import CLASS_NAMES
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import CaptionChoice, contrastive_report
+from hf_clipplus.data.sources import iterate
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.heat_map import heat_map_overlay
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
-from hf_clipplus.evaluation.scenes import by_classes, scene_evaluators
-from hf_clipplus.evaluation.tables import under_name
+from hf_clipplus.evaluation.scenes import NEW_SCENES, by_classes, scene_evaluators
+from hf_clipplus.evaluation.tables import runs_table, under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.long_caption_build import StartArguments, build_collator, kept_scenes, start_model
-from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.long_caption_build import (
+    ADDED,
+    SUB_CAPTION_LOSS,
+    StartArguments,
+    build_collator,
+    kept_scenes,
+    start_model,
+)
+from hf_clipplus.training.run import arm_settings, run_arms, train_arm
 
 CAPTIONS, CONTEXT, OTHER_IMAGES = 7, 77, 15
-ADDED = ("patch_projection.weight", "logit_scale_local")
-PLAIN = {"contrastive_loss": "slot_softmax", "mining_features": None}
-TRIAL_STEPS = 30
 THRESHOLDS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.7)  # of the background in segmentation; one is chosen on validation scenes
 
 
@@ -66,13 +71,15 @@ ARMS = {
     "cross_image": Arm("DreamLIP, grouping, other images as negatives", SUB_CAPTIONS, "cross_image"),
 }
 METRICS = {
-    "classes -> image R@5": "scenes_by_classes_text_to_image_R@5",
     "summary -> image R@5": "scenes_by_summary_text_to_image_R@5",
     "image -> summary R@5": "scenes_by_summary_image_to_text_R@5",
     "long caption -> image R@5": "scenes_by_long_caption_text_to_image_R@5",
-    "pointing": "pointing_accuracy",
-    "mIoU": "mIoU",
+    "classes -> image R@5": "scenes_by_classes_text_to_image_R@5",
+    "pointing": "scenes_pointing_pointing_accuracy",
+    "mIoU": "segmentation_mIoU",
 }
+UNSEEN = {head: f"unseen_{metric}" for head, metric in METRICS.items()}
+MEANS = {"ms per step": "step_ms", "steps": "steps", "minutes": "minutes"}
 
 
 @dataclass
@@ -84,8 +91,8 @@ class CompareArguments:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     start: str = field(default="", metadata={"help": "Checkpoint that every arm starts from; '' starts from nothing."})
-    minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
-    steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
+    steps: int | None = field(default=1400, metadata={"help": "Steps of each arm; None: by the time."})
+    minutes: float | None = field(default=None, metadata={"help": "Training time of each arm instead of steps."})
     training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
     batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
@@ -93,70 +100,65 @@ class CompareArguments:
     split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
     output_dir: str = field(default="outputs/compare_dreamlip", metadata={"help": "Models, heat maps, table.md."})
 
+    def __post_init__(self):
+        if self.minutes is not None:
+            self.steps = None
 
-def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
+
+def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it with heat maps in `folder`, and return its scores on held-out scenes."""
     set_seed(seed)
     arm, train_split = ARMS[name], "train" if args.split == "validation" else "train+validation"
     data = PairDataArguments(image_augmentation="none", train_split=train_split)
     losses = {"use_grouping_loss": arm.negatives is not None, "grouping_negatives": arm.negatives or "batch"}
-    losses["max_grouping_negatives"] = OTHER_IMAGES
-    start = StartArguments(model_name_or_path=args.start or None, context=CONTEXT)
-    model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **PLAIN, **losses)
+    losses |= SUB_CAPTION_LOSS | {"max_grouping_negatives": OTHER_IMAGES}
+    start = StartArguments(model_name_or_path=args.start or None)
+    model, processor = start_model(
+        DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, context=CONTEXT, **losses
+    )
     side = model.config.vision_config.image_size
     rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=seed)
 
     def trainer_of(model: DreamLIPModel, steps: int) -> ContrastiveTrainer:
         report = contrastive_report()
-        settings = ContrastiveTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weight_decay=0.2,
-            adam_beta2=0.98,
-            lr_schedule="open_clip",
-            warmup_steps=0.1,
-            logging_steps=max(1, steps // 10),
-            save_strategy="no",
-            dataloader_drop_last=True,
-            report_to=[],
-            seed=seed,
-        )
+        options = {"weight_decay": 0.2, "adam_beta2": 0.98, "lr_schedule": "open_clip"}
+        settings = arm_settings(args, folder, steps, seed, **options)
         collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
 
-    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
-    trainer = trainer_of(model, steps)
-    start = time.perf_counter()
-    trainer.train()
-    minutes = (time.perf_counter() - start) / 60
-    trainer.save_model()
-    return scores_of(model, processor, args, folder) | {"steps": steps, "minutes": minutes}
+    _, times = train_arm(args, model, trainer_of)
+    unseen = scores_of(model, processor, args.split, args.scenes, seed=0)
+    found = scores_of(model, processor, train_split, args.scenes, seed=NEW_SCENES) | under_name("unseen", unseen)
+    pictures = SceneWorld(args.split, image_size=side, length=8, train=False)
+    draw(model, processor, iterate(pictures), folder)
+    return found | times
 
 
 def scores_of(
-    model: DreamLIPModel, processor: DreamLIPProcessor, args: CompareArguments, folder: Path
+    model: DreamLIPModel, processor: DreamLIPProcessor, split: str, length: int, seed: int
 ) -> dict[str, float]:
-    """What every evaluator says, the retrievals under their names."""
+    """What every evaluator says of scenes, under its name."""
     side, found = model.config.vision_config.image_size, {}
-    by_summary, by_long_caption, pointing = scene_evaluators(args.split, image_size=side, length=args.scenes)
-    classes = by_classes(args.split, image_size=side, length=args.scenes)
-    for evaluator in (classes, by_summary, by_long_caption):
+    options = {"image_size": side, "length": length, "seed": seed}
+
+    def miou(threshold: float) -> float:
+        return segmentation(threshold, side, split="validation", length=40)(model, processor)["mIoU"]
+
+    threshold = max(THRESHOLDS, key=miou)
+    evaluators = [*scene_evaluators(split, **options), by_classes(split, **options)]
+    for evaluator in [*evaluators, segmentation(threshold, side, split=split, length=length, seed=seed)]:
         found |= under_name(evaluator.name, evaluator(model, processor))
-    found |= pointing(model, processor)
+    return found | {"threshold": threshold}
 
-    def segmentation(split: str, threshold: float, length: int) -> dict[str, float]:
-        scenes = SceneWorld(split, image_size=side, length=length, train=False)
-        return PatchSegmentation(scenes, CLASS_NAMES, background=threshold, short_side=side)(model, processor)
 
-    threshold = max(THRESHOLDS, key=lambda value: segmentation("validation", value, 40)["mIoU"])
-    draw(model, processor, pointing.rows[:8], folder)
-    return found | segmentation(args.split, threshold, args.scenes) | {"threshold": threshold}
+def segmentation(threshold: float, side: int, **scenes: Any) -> PatchSegmentation:
+    """Segmentation of scenes; a patch is background below the threshold."""
+    world = SceneWorld(image_size=side, train=False, **scenes)
+    return PatchSegmentation(world, CLASS_NAMES, background=threshold, short_side=side, name="segmentation")
 
 
 @torch.no_grad()
-def draw(model: DreamLIPModel, processor: DreamLIPProcessor, rows: list[dict[str, Any]], folder: Path) -> None:
+def draw(model: DreamLIPModel, processor: DreamLIPProcessor, rows: Iterable[dict[str, Any]], folder: Path) -> None:
     """Save scenes with the heat map of each class that they show."""
     for number, row in enumerate(rows):
         batch = processor(images=row["image"], text=row["class_names"], return_tensors="pt")
@@ -166,7 +168,11 @@ def draw(model: DreamLIPModel, processor: DreamLIPProcessor, rows: list[dict[str
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    return run_arms(ARMS, args, partial(train_arm, args), METRICS, {"steps": "steps", "minutes": "minutes"})
+    scores = run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS)
+    unseen = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, UNSEEN, {})
+    (Path(args.output_dir) / "unseen.md").write_text(unseen + "\n", encoding="utf-8")
+    print(f"\n{unseen}")
+    return scores
 
 
 if __name__ == "__main__":

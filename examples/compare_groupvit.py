@@ -22,7 +22,7 @@ from transformers import set_seed
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import contrastive_report
 from hf_clipplus.data.scene_pairs import ScenePairs
-from hf_clipplus.data.sources import IndexedRows, iterate
+from hf_clipplus.data.sources import kept_rows
 from hf_clipplus.evaluation.overlay import segmentation_overlay
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
 from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
@@ -82,7 +82,7 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     model, processor = build_model(settings, data)
     side = model.config.vision_config.image_size
     facts = {"image_size": side, "length": args.training_scenes, "objects": TRAINING_OBJECTS, "seed": seed}
-    rows = IndexedRows(list(iterate(ScenePairs(SceneWorld("train", **facts, train=False)))))
+    rows = kept_rows(ScenePairs(SceneWorld("train", **facts, train=False)))
     collator = build_collator(processor, settings, data, seed=seed, report=contrastive_report())
     validation = scene_segmentation("validation", image_size=side, length=100)
 

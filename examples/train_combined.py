@@ -25,6 +25,7 @@ from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.build import choose_bias, open_mining_model
 from hf_clipplus.training.long_caption_build import (
+    ADDED,
     StartArguments,
     SubCaptionArguments,
     build_collator,
@@ -33,8 +34,6 @@ from hf_clipplus.training.long_caption_build import (
     start_model,
 )
 from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
-
-ADDED = ("patch_projection.weight", "logit_scale_local", "logit_bias")  # to a plain CLIP checkpoint
 
 
 @dataclass
@@ -109,14 +108,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if resume:
         start.model_name_or_path = resume
     config = losses.config() | {"captions_per_image": captions.captions_per_image}
-    model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=ADDED, **config)
+    added = (*ADDED, "logit_bias")
+    model, processor = start_model(DreamLIPModel, DreamLIPProcessor, start, data, added=added, **config)
     image_size = picture_side(model.config)
     rows = open_rows(start, data, image_size, args.seed)
     mining_model, mining_processor = open_mining_model(
         losses.mining_model_name, losses.mining_features, args.label_cluster_features
     )
     report = contrastive_report()
-    options = {"seed": args.seed, "report": report, "mining_processor": mining_processor}
+    options = {"start": start, "seed": args.seed, "report": report, "mining_processor": mining_processor}
     collator = build_collator(processor, data, captions.sampler_of_rows(), **options)
     if args.bias_init == "auto" and bias_is_open(start.model_name_or_path):
         bias = choose_bias(model, rows, collator, args.per_device_train_batch_size)

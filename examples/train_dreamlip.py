@@ -22,6 +22,8 @@ from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.long_caption_build import (
+    ADDED,
+    SUB_CAPTION_LOSS,
     StartArguments,
     SubCaptionArguments,
     build_collator,
@@ -84,19 +86,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         DreamLIPProcessor,
         start,
         data,
-        added=("patch_projection.weight", "logit_scale_local"),
+        added=ADDED,
         captions_per_image=captions.captions_per_image,
-        contrastive_loss="slot_softmax",
-        mining_features=None,
+        **SUB_CAPTION_LOSS,
         **vars(losses),
     )
     image_size = picture_side(model.config)
     report = contrastive_report()
+    options = {"start": start, "seed": args.seed, "report": report}
+    collator = build_collator(processor, data, captions.sampler_of_rows(), **options)
     trainer = ContrastiveTrainer(
         model=model,
         args=args,
         train_dataset=open_rows(start, data, image_size, args.seed),
-        data_collator=build_collator(processor, data, captions.sampler_of_rows(), seed=args.seed, report=report),
+        data_collator=collator,
         processing_class=processor,
         evaluators=open_evaluators(start, data, scene_evaluators, image_size, args.per_device_eval_batch_size),
         report=report,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from transformers import set_seed
 
 from hf_clipplus.data.collators import contrastive_report
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
-from hf_clipplus.training.arguments import PairDataArguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
+from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.groupvit_build import (
     GroupViTModelArguments,
     build_collator,
@@ -29,7 +29,7 @@ from hf_clipplus.training.run import checkpoint_to_resume, train_and_save
 
 
 @dataclass
-class TrainingArguments(ContrastiveTrainingArguments):
+class TrainingArguments(EpochTrainingArguments):
     """Defaults that suit the embedded scenes on a CPU; every one can be set."""
 
     output_dir: str | None = "outputs/groupvit"
@@ -39,12 +39,6 @@ class TrainingArguments(ContrastiveTrainingArguments):
     weight_decay: float = 0.05
     max_grad_norm: float = 5.0
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    logging_steps: float = 10
-    dataloader_drop_last: bool = True
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -80,11 +80,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     image_size = picture_side(model.config)
     choose = LongAndShortCaption("long_caption" if data.dataset == EMBEDDED else "caption")
     report = contrastive_report()
+    collator = build_collator(processor, data, choose, start=start, seed=args.seed, report=report)
     trainer = ContrastiveTrainer(
         model=model,
         args=args,
         train_dataset=open_rows(start, data, image_size, args.seed),
-        data_collator=build_collator(processor, data, choose, seed=args.seed, report=report),
+        data_collator=collator,
         processing_class=processor,
         evaluators=open_evaluators(start, data, long_text_evaluators, image_size, args.per_device_eval_batch_size),
         report=report,

@@ -252,6 +252,11 @@ def iterate(rows) -> Iterator[dict]:
     return (rows[index] for index in range(len(rows)))
 
 
+def kept_rows(rows) -> "IndexedRows":
+    """The rows of a map-style data set, read once and kept in memory, numbered: the same in every epoch."""
+    return IndexedRows(list(iterate(rows)))
+
+
 class IndexedRows(Dataset):
     """Adds `index` and `epoch` to every row, from which the randomness of an item is made (`seeding.item_generator`).
 

@@ -1,7 +1,7 @@
 """What training scripts share: rows, evaluators and the starting model, from their arguments."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -176,12 +176,14 @@ def build_collator(
         seed=seed,
         on_bad_row=data.on_bad_row,
         report=report,
-        hard_negatives=hard_negatives_of(data, captions_of(plain_rows(data))),
+        hard_negatives=hard_negatives_of(data),
         **kwargs,
     )
 
 
-def hard_negatives_of(data: PairDataArguments, captions: Iterable[str] = ()) -> HardNegatives | None:
+def hard_negatives_of(
+    data: PairDataArguments, captions: Callable[[], Iterable[str]] | None = None
+) -> HardNegatives | None:
     """What makes the false captions that the arguments ask for; None when they ask for none.
 
     Rows of embedded scenes are judged by their facts; captions of other rows are parsed by what is installed, see
@@ -189,7 +191,7 @@ def hard_negatives_of(data: PairDataArguments, captions: Iterable[str] = ()) -> 
 
     Args:
         data: see its fields.
-        captions: true ones, whose words false ones have as often; none: every change is as likely.
+        captions: opens true ones, whose words false ones have as often; None: those of the rows to train on.
 
     Raises:
         ValueError: an unknown kind.
@@ -197,10 +199,9 @@ def hard_negatives_of(data: PairDataArguments, captions: Iterable[str] = ()) -> 
     if not data.hard_negatives:
         return None
     reader = caption_reader(lambda text: _installed_parser()(text), data.hard_negative_objects)
-    words = WordFrequencies(itertools.islice(captions, WORDS_SAMPLE))
-    return HardNegatives(
-        data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader, frequencies=words if words.counts else None
-    )
+    texts = captions_of(plain_rows(data)) if captions is None else captions()
+    words = WordFrequencies(itertools.islice(texts, WORDS_SAMPLE))
+    return HardNegatives(data.hard_negatives, kinds=data.hard_negative_kinds, reader=reader, frequencies=words)
 
 
 _installed_parser = lru_cache(maxsize=1)(find_parser)

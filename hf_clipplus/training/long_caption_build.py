@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_clipplus.data.collators import CaptionChoice, ContrastiveCollator
 from hf_clipplus.data.images import image_augmentation
 from hf_clipplus.data.long_caption_files import image_table, long_caption_report, read_long_captions
 from hf_clipplus.data.report import DataReport
-from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, load_pairs
+from hf_clipplus.data.sources import IndexedRows, IndexedStream, iterate, kept_rows
 from hf_clipplus.data.sub_captions import LENGTHS, SOURCES, SubCaptions
 from hf_clipplus.evaluation.scenes import PREAMBLE
 from hf_clipplus.models.configuration_finer_vision import FinerVision, picture_side
@@ -30,6 +31,8 @@ from .scratch import SIZES, build_from_nothing, start_vision, train_tokenizer
 from .start import load_to_train
 
 TOKENIZER_SCENES, VISION_SAMPLE = 1000, 400
+ADDED = ("patch_projection.weight", "logit_scale_local")  # by DreamLIP to a plain CLIP
+SUB_CAPTION_LOSS = {"contrastive_loss": "slot_softmax", "mining_features": None}  # DreamLIP's own
 
 
 @dataclass
@@ -38,9 +41,6 @@ class StartArguments:
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Start from this checkpoint (folder or Hub id); None starts from nothing."}
-    )
-    context: int | None = field(
-        default=None, metadata={"help": "Stretch the text positions of that checkpoint to so many; None: as they are."}
     )
     model_size: str = field(
         default="scene", metadata={"help": f"Size of a model that starts from nothing: {', '.join(SIZES)}."}
@@ -88,6 +88,7 @@ def start_model(
     args: StartArguments,
     data: PairDataArguments,
     added: tuple[str, ...] = (),
+    context: int | None = None,
     **config,
 ) -> tuple[DualEncoderModel, DualEncoderProcessor]:
     """The model that training starts from, and its processor.
@@ -96,6 +97,7 @@ def start_model(
         model_class, processor_class: of a variant with CLIP towers.
         args, data: see their fields.
         added: weights that a plain CLIP checkpoint need not have; the projection of patches starts as the visual one.
+        context: to how many the text positions of a checkpoint are stretched; None: they stay as they are.
         config: fields of the variant's configuration.
 
     Raises:
@@ -111,8 +113,8 @@ def start_model(
             model.patch_projection.weight.data.copy_(model.visual_projection.weight)
         stock = AutoProcessor.from_pretrained(name)
         rows = model.config.text_config.max_position_embeddings
-        if args.context not in (None, rows):
-            stock.tokenizer.model_max_length = model.extend_context(kept=rows_to_keep(rows, args.context))
+        if context not in (None, rows):
+            stock.tokenizer.model_max_length = model.extend_context(kept=rows_to_keep(rows, context))
         fit_pictures(stock, model.config)
         return model, processor_class(stock.image_processor, stock.tokenizer)
     if args.tokenizer_name is not None:
@@ -130,7 +132,7 @@ def start_model(
 
 def kept_scenes(split: str, *, image_size: int, length: int, seed: int) -> IndexedRows:
     """Scenes that are drawn once and kept: the same in every epoch, and most of a short step's time saved."""
-    return IndexedRows(list(iterate(SceneWorld(split, image_size=image_size, length=length, seed=seed, train=False))))
+    return kept_rows(SceneWorld(split, image_size=image_size, length=length, seed=seed, train=False))
 
 
 def open_rows(
@@ -149,13 +151,14 @@ def build_collator(
     data: PairDataArguments,
     choose: CaptionChoice,
     *,
+    start: StartArguments | None = None,
     seed: int,
     report: DataReport,
     **kwargs,
 ) -> ContrastiveCollator:
-    """The collator that the arguments describe."""
+    """The collator that the arguments describe; `start` says where captions come from, if not from `data`."""
     side = dict(processor.image_processor.crop_size)["height"]
-    texts = scene_texts(data.train_split) if data.dataset == EMBEDDED else captions_of(plain_rows(data))
+    texts = partial(_texts, start or StartArguments(), data)
     augment = None if data.image_augmentation == "none" else image_augmentation(data.image_augmentation, size=side)
     return ContrastiveCollator(
         processor,
@@ -203,8 +206,7 @@ def _texts(args: StartArguments, data: PairDataArguments) -> Iterator[str]:
     elif data.dataset == EMBEDDED:
         return scene_texts(data.train_split)
     else:
-        rows = load_pairs(data.dataset, split=data.train_split, streaming=data.streaming, **data.columns())
-        rows = rows.select_columns([name for name in ("caption", "pseudo_captions") if name in rows.column_names])
+        return captions_of(plain_rows(data))
     return (text for row in rows for text in _strings(row))
 
 

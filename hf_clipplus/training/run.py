@@ -1,20 +1,25 @@
 """What scripts around a training share: where it goes on from, what it leaves behind, how long its steps take."""
 
+import copy
 import itertools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_clipplus.evaluation.tables import runs_table
 
+from .arguments import ContrastiveTrainingArguments
 from .callbacks import StepClock
 from .checkpoints import last_complete_checkpoint
 from .evaluating_trainer import EvaluatingTrainer
+
+TRIAL_STEPS = 30  # of the run that says how long a step takes
 
 logger = logging.get_logger(__name__)
 
@@ -105,6 +110,43 @@ def run_arms(
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     return scores
+
+
+def arm_settings(args: Any, folder: Path, steps: int, seed: int, **options: Any) -> ContrastiveTrainingArguments:
+    """Training arguments of one run of a comparison: few logs, no checkpoints, whole batches, a short warm-up.
+
+    Args:
+        args: the arguments of a comparison; its `batch_size` and `learning_rate` are taken.
+        folder: of the run.
+        steps, seed: of the run.
+        options: further fields of `ContrastiveTrainingArguments`, or other values.
+    """
+    usual = {"warmup_steps": 0.1, "logging_steps": max(1, steps // 10), "per_device_train_batch_size": args.batch_size}
+    usual |= {"save_strategy": "no", "dataloader_drop_last": True}
+    if "learning_rate" not in options:
+        usual["learning_rate"] = args.learning_rate
+    return ContrastiveTrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, **(usual | options))
+
+
+def train_arm(
+    args: Any, model: PreTrainedModel, trainer_of: Callable[[PreTrainedModel, int], Trainer]
+) -> tuple[Trainer, dict[str, float]]:
+    """Train `model` for `args.steps`, or for as many steps as `args.minutes` hold, and save it.
+
+    Args:
+        args: the arguments of a comparison.
+        model: what is trained; a copy of it for a few steps first where a time is given.
+        trainer_of: (model, steps) -> its trainer.
+
+    Returns:
+        The trainer, and `steps`, `minutes` and `step_ms` that it took.
+    """
+    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
+    trainer, start = trainer_of(model, steps), time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    return trainer, {"steps": steps, "minutes": seconds / 60, "step_ms": 1000 * seconds / steps}
 
 
 def step_seconds(trial: Trainer) -> float:
