@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from hf_clipplus.data.feedback import FeedbackCollator, feedback_report, square_crop
 from hf_clipplus.evaluation.clipart import clipart_evaluators, clipart_pairs, clipart_probes
-from hf_clipplus.training import ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import parse_arguments
 from hf_clipplus.training.diva_build import (
     DIVAArguments,
     PictureArguments,
@@ -29,7 +29,7 @@ from hf_clipplus.training.diva_build import (
     with_cached_latents,
 )
 from hf_clipplus.training.feedback_trainer import FeedbackTrainer
-from hf_clipplus.training.run import run_arms
+from hf_clipplus.training.run import arm_settings, run_arms
 
 LEARNING_RATE, WARM_UP_STEPS = 1e-5, 150
 
@@ -125,18 +125,8 @@ def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[
     collator = collator_class(processor, crop, seed=seed, report=report)
 
     def trainer_of(steps: int, rate: float) -> FeedbackTrainer:
-        options = ContrastiveTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            logging_steps=max(1, steps // 10),
-            save_strategy="no",
-            dataloader_drop_last=True,
-            seed=seed,
-        )
+        options = {"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.05}
+        options = arm_settings(args, folder, steps, seed, **options)
         return FeedbackTrainer(model, options, collator, rows, processing_class=processor, report=report)
 
     if diva_args.projector_steps:

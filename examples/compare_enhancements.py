@@ -9,8 +9,6 @@ classified, and pairs of scenes that differ in one thing are scored like Winogro
 on disk with the same settings is not trained again, so that an interrupted comparison goes on.
 """
 
-import copy
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,24 +28,28 @@ from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.models.dual_encoder import DualEncoderModel
 from hf_clipplus.models.fff import FFFModel, FFFProcessor
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.build import choose_bias
-from hf_clipplus.training.long_caption_build import StartArguments, build_collator, kept_scenes, start_model
-from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.long_caption_build import (
+    ADDED,
+    SUB_CAPTION_LOSS,
+    StartArguments,
+    build_collator,
+    kept_scenes,
+    start_model,
+)
+from hf_clipplus.training.run import arm_settings, run_arms, train_arm
 from hf_clipplus.training.start import ENCODER
 
 CAPTIONS, CONTEXT = 7, 77
-ADDED = ("patch_projection.weight", "logit_scale_local", "logit_bias")
-TRIAL_STEPS = 30
 PROCESSORS = {DreamLIPModel: DreamLIPProcessor, FFFModel: FFFProcessor}
 ONE_CAPTION = SubCaptions(captions_per_image=1, sampler="paper")
 SUB_CAPTIONS = SubCaptions(captions_per_image=CAPTIONS)
 ALL_CAPTIONS = partial(select_captions, mode="all", captions_per_image=CAPTIONS - 1)
 
 # fields of configurations and of PairDataArguments; the scale and the thresholds are those of compare_fff.py
-SOFTMAX = {"contrastive_loss": "slot_softmax", "mining_features": None}
-CLIP = SOFTMAX | {"use_grouping_loss": False}
+CLIP = SUB_CAPTION_LOSS | {"use_grouping_loss": False}
 MINING = {"mining_features": "online", "p1": 0.8, "p1_gate": 0.4, "p2": 0.95, "p3": 0.98}
 SIGMOID = {"contrastive_loss": "sigmoid", "logit_scale_init_value": 3.4, **MINING}
 EQUAL_TEXTS = {"equal_texts_are_positive": True}
@@ -79,7 +81,7 @@ COMBINATION = Arm("DreamLIP, FFF, hard negatives", DreamLIPModel, SIGMOID, SUB_C
 ARMS = {
     "plain": Arm("CLIP, title or one sentence"),
     "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
-    "dreamlip": Arm("DreamLIP", config=SOFTMAX, choose=SUB_CAPTIONS),
+    "dreamlip": Arm("DreamLIP", config=SUB_CAPTION_LOSS, choose=SUB_CAPTIONS),
     "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
     "scales": Arm("CLIP, two scales", config=CLIP | SCALES),
     "crops": Arm("CLIP, and two salient regions again", config=CLIP | {"finer_vision": {"crops": 2}}),
@@ -127,14 +129,15 @@ class CompareArguments:
     output_dir: str = field(default="outputs/compare_enhancements", metadata={"help": "Models, scores, tables."})
 
 
-def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
+def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, save it in `folder`, and return its scores on held-out drawings."""
     set_seed(seed)
     arm = ARMS[name]
     train_split = "train" if args.split == "validation" else "train+validation"
     data = PairDataArguments(image_augmentation="none", train_split=train_split, **arm.data)
-    start = StartArguments(model_name_or_path=args.start or None, context=CONTEXT)
-    model, processor = start_model(arm.model, PROCESSORS[arm.model], start, data, added=ADDED, **arm.config)
+    start = StartArguments(model_name_or_path=args.start or None)
+    options = {"added": (*ADDED, "logit_bias"), "context": CONTEXT}
+    model, processor = start_model(arm.model, PROCESSORS[arm.model], start, data, **options, **arm.config)
     side = picture_side(model.config)
     rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=seed)
     report = contrastive_report()
@@ -143,32 +146,12 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
         choose_bias(model, rows, collator, args.batch_size)
 
     def trainer_of(model: DualEncoderModel, steps: int) -> ContrastiveTrainer:
-        settings = ContrastiveTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weight_decay=0.2,
-            adam_beta2=0.98,
-            lr_schedule="open_clip",
-            warmup_steps=0.1,
-            logging_steps=max(1, steps // 10),
-            save_strategy="no",
-            dataloader_drop_last=True,
-            report_to=[],
-            seed=seed,
-            **arm.training,
-        )
+        model.config.mining_warmup_steps = steps // 2
+        options = {"weight_decay": 0.2, "adam_beta2": 0.98, "lr_schedule": "open_clip"} | arm.training
+        settings = arm_settings(args, folder, steps, seed, **options)
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
 
-    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
-    model.config.mining_warmup_steps = steps // 2
-    trainer = trainer_of(model, steps)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    trainer.save_model()
-    times = {"steps": steps, "minutes": seconds / 60, "step_ms": 1000 * seconds / steps}
+    _, times = train_arm(args, model, trainer_of)
     return scores_of(model, processor, args, side) | times
 
 
@@ -188,7 +171,7 @@ def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, s
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores = run_arms(ARMS, args, partial(train_arm, args), METRICS, MEANS)
+    scores = run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS)
     by_kind = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, GROUP_BY_KIND, {})
     (Path(args.output_dir) / "group_by_kind.md").write_text(by_kind + "\n", encoding="utf-8")
     print(f"\n{by_kind}")

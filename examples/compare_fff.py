@@ -28,9 +28,9 @@ from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.evaluation.clipart import clipart_scores
 from hf_clipplus.evaluation.tables import runs_table
 from hf_clipplus.models.fff import FFFModel
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.build import captions_of, choose_bias
-from hf_clipplus.training.run import run_once, step_seconds
+from hf_clipplus.training.run import arm_settings, run_once, step_seconds
 from hf_clipplus.training.scratch import SIZES, build_fff, train_tokenizer, whiten_patches
 
 PSEUDO_CAPTIONS = 3
@@ -131,22 +131,9 @@ def train_arm(name: str, seed: int, args: CompareArguments, steps: int | None = 
     folder = Path(args.output_dir) / f"{name}-{seed}"
 
     def trainer_of(model: FFFModel, steps: int) -> ContrastiveTrainer:
-        settings = ContrastiveTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weight_decay=0.5,
-            adam_beta2=0.95,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            logging_steps=max(1, steps // 10),
-            save_strategy="no",
-            dataloader_drop_last=True,
-            dataloader_num_workers=args.workers,
-            dataloader_persistent_workers=args.workers > 0,
-            seed=seed,
-        )
+        options = {"weight_decay": 0.5, "adam_beta2": 0.95, "lr_scheduler_type": "cosine"}
+        options |= {"dataloader_num_workers": args.workers, "dataloader_persistent_workers": args.workers > 0}
+        settings = arm_settings(args, folder, steps, seed, **options)
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=collator.report)
 
     if steps is None:

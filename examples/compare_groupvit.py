@@ -10,8 +10,6 @@ well on them alone, it lacks names for what it sees and not segments. A run that
 not trained again.
 """
 
-import copy
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from hf_clipplus.data.scene_pairs import ScenePairs
 from hf_clipplus.data.sources import kept_rows
 from hf_clipplus.evaluation.overlay import segmentation_overlay
 from hf_clipplus.evaluation.segmentation import ZeroShotSegmentation, scene_segmentation
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.groupvit_build import (
     TRAINING_OBJECTS,
@@ -33,9 +31,8 @@ from hf_clipplus.training.groupvit_build import (
     build_collator,
     build_model,
 )
-from hf_clipplus.training.run import run_arms, step_seconds
+from hf_clipplus.training.run import arm_settings, run_arms, train_arm
 
-TRIAL_STEPS = 20
 EXTRA = {"steps": "steps", "minutes": "minutes"}
 METRICS = {"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy", "mIoU, training drawings": "seen_mIoU"}
 
@@ -75,7 +72,7 @@ class CompareArguments:
     output_dir: str = field(default="outputs/compare_groupvit", metadata={"help": "Models, pictures, table.md."})
 
 
-def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train one arm, save it with pictures in `folder`, and return its scores on test scenes."""
     set_seed(seed)
     data, settings = PairDataArguments(train_split="train"), GroupViTModelArguments(**ARMS[name].settings)
@@ -86,33 +83,14 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     collator = build_collator(processor, settings, data, seed=seed, report=contrastive_report())
     validation = scene_segmentation("validation", image_size=side, length=100)
 
-    def trainer_of(model, steps: int, evaluators=()) -> ContrastiveTrainer:
+    def trainer_of(model, steps: int) -> ContrastiveTrainer:
         every = max(1, steps // args.evaluations)
-        options = ContrastiveTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weight_decay=0.05,
-            max_grad_norm=5.0,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            logging_steps=every,
-            eval_strategy="steps" if evaluators else "no",
-            eval_steps=every,
-            save_strategy="no",
-            dataloader_drop_last=True,
-            report_to=[],
-            seed=seed,
-        )
-        return ContrastiveTrainer(model, options, collator, rows, processing_class=processor, evaluators=evaluators)
+        options = {"weight_decay": 0.05, "max_grad_norm": 5.0, "lr_scheduler_type": "cosine"}
+        options |= {"eval_strategy": "steps", "eval_steps": every, "logging_steps": every}
+        options = arm_settings(args, folder, steps, seed, **options)
+        return ContrastiveTrainer(model, options, collator, rows, processing_class=processor, evaluators=[validation])
 
-    steps = args.steps or int(60 * args.minutes / step_seconds(trainer_of(copy.deepcopy(model), TRIAL_STEPS)))
-    trainer = trainer_of(model, steps, [validation])
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    trainer.save_model()
+    trainer, times = train_arm(args, model, trainer_of)
     test = scene_segmentation("test", image_size=side, length=args.scenes)
     found = with_chance(test, test(model, processor))
     seen = scene_segmentation("train", image_size=side, length=args.scenes, seed=10_000 + seed)
@@ -120,7 +98,7 @@ def train_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dic
     found |= {"seen_mIoU": again["mIoU"], "chance_seen_mIoU": again["chance_mIoU"]}
     draw(model, processor, test, folder)
     curve = [(r["step"], r["eval_scenes_mIoU"]) for r in trainer.state.log_history if "eval_scenes_mIoU" in r]
-    return found | {"steps": steps, "minutes": seconds / 60, "curve": curve, "logs": logs(trainer)}
+    return found | times | {"curve": curve, "logs": logs(trainer)}
 
 
 def logs(trainer: ContrastiveTrainer) -> list[dict[str, float]]:
@@ -149,7 +127,7 @@ def with_chance(evaluator: ZeroShotSegmentation, found: dict[str, float]) -> dic
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    return run_arms(ARMS, args, partial(train_arm, args), METRICS, EXTRA)
+    return run_arms(ARMS, args, partial(run_arm, args), METRICS, EXTRA)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators
 from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
 from hf_clipplus.ops.position import KEPT, RATIO
-from hf_clipplus.training import ContrastiveTrainer, ContrastiveTrainingArguments, parse_arguments
+from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import build_collator
-from hf_clipplus.training.run import run_arms
+from hf_clipplus.training.run import arm_settings, run_arms
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,7 @@ def train(
     report, side = contrastive_report(), model.config.vision_config.image_size
     train_split = "train" if args.split == "validation" else "train+validation"
     world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=100 + seed)
-    settings = ContrastiveTrainingArguments(
-        output_dir=str(folder),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        weight_decay=0.01,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        logging_steps=max(1, args.steps // 10),
-        save_strategy="no",
-        dataloader_drop_last=True,
-        report_to=[],
-        seed=seed,
-    )
+    settings = arm_settings(args, folder, args.steps, seed, weight_decay=0.01, lr_scheduler_type="cosine")
     collator = build_collator(processor, PairDataArguments(), LongAndShort(arm.captions), seed=seed, report=report)
     trainer = ContrastiveTrainer(
         model, settings, collator, IndexedRows(world), processing_class=processor, report=report

@@ -29,9 +29,9 @@ from hf_clipplus.training.few_shot_video_build import (
     FewShotVideoArguments,
     build_clip_fsar,
 )
+from hf_clipplus.training.start import ENCODER
 
 EXAMPLES = Path(__file__).parents[1]
-ENCODER = EXAMPLES / "checkpoints" / "clipart-clip"
 SIDE, FRAMES, SPEED = 320, 16, 8  # pixels, frames of a clip, frames a second
 # drawings of the test split by number: pictures to name, and those whose pictures and clips teach a class (the last
 # one is asked about)

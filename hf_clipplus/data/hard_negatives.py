@@ -8,8 +8,8 @@ careful rather than complete.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -146,34 +146,44 @@ class HardNegatives:
         read = self.reader(row, captions)
         readable = [changes for changes in read if changes.readable]
         turns = [self.kinds[turn] for turn in generator.permutation(len(self.kinds))]
+        options = cache(partial(self._options, readable))
         made, taken = [], {same_words(text) for text in captions}
-        changed = cache(lambda kind: [list(dict.fromkeys(getattr(changes, kind)())) for changes in readable])
         for first in range(self.number):
             for turn in range(len(turns)):
-                options = changed(turns[(first + turn) % len(turns)])
-                drawn = (
-                    (readable[place], options[place][n]) for place, n in self._order(readable, options, generator)
-                )
-                false = (text for one, text in drawn if same_words(text) not in taken and one.is_false(text))
-                if (text := next(false, None)) is not None:
+                kind = turns[(first + turn) % len(turns)]
+                if (text := self._drawn(*options(kind), taken, generator)) is not None:
                     made.append(text)
                     taken.add(same_words(text))
                     break
         return HardNegativeSelection(made, self.number - len(made), len(read) - len(readable))
 
-    def _order(
-        self, readable: Sequence[Changes], options: Sequence[Sequence[str]], generator: np.random.Generator
-    ) -> Iterator[tuple[int, int]]:
-        """Numbers of captions and of their changes in the order in which they are tried."""
-        if self.frequencies is None:
-            for place in generator.permutation(len(options)):
-                yield from ((place, number) for number in generator.permutation(len(options[place])))
-            return
-        places = [(place, number) for place, texts in enumerate(options) for number in range(len(texts))]
-        captions = (changes.caption for changes in readable)
-        weights = [w for pair in zip(captions, options, strict=True) for w in self.frequencies.weights(*pair)]
-        for choice in np.argsort(generator.exponential(size=len(places)) / np.array(weights)):
-            yield places[choice]  # drawn without replacement by their weights
+    def _options(self, readable: Sequence[Changes], kind: str) -> tuple[list[tuple[Changes, str]], np.ndarray]:
+        """The changes of a kind, each with the caption that it is made of, and how likely each is drawn."""
+        options, weights = [], []
+        for changes in readable:
+            texts = list(dict.fromkeys(getattr(changes, kind)()))
+            options += [(changes, text) for text in texts]
+            weigh = self.frequencies.weights if self.frequencies is not None else _equal_weights
+            weights += weigh(changes.caption, texts)
+        return options, np.array(weights)
+
+    def _drawn(
+        self,
+        options: Sequence[tuple[Changes, str]],
+        weights: np.ndarray,
+        taken: set[tuple[str, ...]],
+        generator: np.random.Generator,
+    ) -> str | None:
+        """A changed caption that is false and not taken, drawn by its weight; None if there is none."""
+        for choice in np.argsort(generator.exponential(size=len(options)) / weights):  # without replacement
+            changes, text = options[choice]
+            if same_words(text) not in taken and changes.is_false(text):
+                return text
+        return None
+
+
+def _equal_weights(caption: str, changed: Sequence[str]) -> list[float]:
+    return [1 / len(changed) for _ in changed]
 
 
 class TextChanges:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from hf_clipplus.evaluation.tables import runs_table
@@ -150,7 +151,11 @@ def train_arm(
 
 
 def step_seconds(trial: Trainer) -> float:
-    """Time of a training step, from a short run (on a copy of the model) whose first steps do not count."""
+    """Time of a training step, from a short run (on a copy of the model) whose first steps do not count.
+
+    Nothing is evaluated in it.
+    """
+    trial.args.eval_strategy = IntervalStrategy.NO
     clock = StepClock()
     trial.add_callback(clock)
     trial.train()
