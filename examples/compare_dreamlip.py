@@ -28,7 +28,7 @@ from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.heat_map import heat_map_overlay
 from hf_clipplus.evaluation.patch_segmentation import PatchSegmentation
 from hf_clipplus.evaluation.scenes import NEW_SCENES, by_classes, scene_evaluators
-from hf_clipplus.evaluation.tables import runs_table, under_name
+from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
@@ -168,11 +168,7 @@ def draw(model: DreamLIPModel, processor: DreamLIPProcessor, rows: Iterable[dict
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores = run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS)
-    unseen = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, UNSEEN, {})
-    (Path(args.output_dir) / "unseen.md").write_text(unseen + "\n", encoding="utf-8")
-    print(f"\n{unseen}")
-    return scores
+    return run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS, more={"unseen_drawings": UNSEEN})
 
 
 if __name__ == "__main__":

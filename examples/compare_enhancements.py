@@ -23,7 +23,7 @@ from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
 from hf_clipplus.evaluation.scenes import by_classes, fine_grained_scenes, scene_evaluators
-from hf_clipplus.evaluation.tables import runs_table, under_name
+from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
 from hf_clipplus.models.dual_encoder import DualEncoderModel
@@ -171,11 +171,7 @@ def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, s
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    scores = run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS)
-    by_kind = runs_table({ARMS[name].label: runs for name, runs in scores.items()}, GROUP_BY_KIND, {})
-    (Path(args.output_dir) / "group_by_kind.md").write_text(by_kind + "\n", encoding="utf-8")
-    print(f"\n{by_kind}")
-    return scores
+    return run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS, more={"group_by_kind": GROUP_BY_KIND})
 
 
 if __name__ == "__main__":

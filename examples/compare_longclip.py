@@ -5,8 +5,9 @@
 
 "Late facts" are long texts that begin with sentences true of every scene, so that all that tells scenes apart stands
 behind the 77th token. They are cut there, or encoded in segments, or by a stretched table of positions, before and
-after training on long captions (with some of those sentences in front). Trained ways have the same steps. A run that
-is on disk with the same settings is not trained again.
+after training on long captions (with some of those sentences in front). Trained ways have the same steps. All are
+measured on new scenes, of the drawings that were trained on and of unseen ones. A run that is on disk with the same
+settings is not trained again.
 """
 
 import time
@@ -18,16 +19,14 @@ from typing import Any
 from transformers import AutoProcessor, set_seed
 
 from hf_clipplus.data.captions import CaptionSelection
-from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import contrastive_report
-from hf_clipplus.data.sources import IndexedRows
-from hf_clipplus.evaluation.scenes import PREAMBLE, long_text_evaluators
+from hf_clipplus.evaluation.scenes import NEW_SCENES, PREAMBLE, long_text_evaluators
 from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.longclip import LongCLIPModel, LongCLIPProcessor
 from hf_clipplus.ops.position import KEPT, RATIO
 from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
-from hf_clipplus.training.long_caption_build import build_collator
+from hf_clipplus.training.long_caption_build import build_collator, kept_scenes
 from hf_clipplus.training.run import arm_settings, run_arms
 
 
@@ -55,6 +54,7 @@ METRICS = {
     for text, column in (("late facts", "late_facts"), ("long caption", "long_caption"), ("summary", "summary"))
     for k in (1, 5)
 }
+UNSEEN = {head: f"unseen_{metric}" for head, metric in METRICS.items()}
 
 
 @dataclass
@@ -68,6 +68,7 @@ class CompareArguments:
     start_dir: str = field(
         default="outputs/compare_dreamlip", metadata={"help": "Where compare_dreamlip.py left sub_captions-<seed>."}
     )
+    training_scenes: int = field(default=6400, metadata={"help": "Scenes to train on, drawn once."})
     steps: int = field(default=500, metadata={"help": "Steps of the arms that are trained."})
     batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
@@ -91,15 +92,25 @@ class LongAndShort:
 def measure_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm, if it is one that is trained, and measure it on held-out scenes."""
     set_seed(seed)
+    train_split = "train" if args.split == "validation" else "train+validation"
     model, processor = start(ARMS[name], Path(args.start_dir) / f"sub_captions-{seed}")
     before = time.perf_counter()
     if ARMS[name].captions:
-        train(model, processor, ARMS[name], seed, args, folder)
-    scores = {"minutes": (time.perf_counter() - before) / 60}
-    side = model.config.vision_config.image_size
-    for evaluator in long_text_evaluators(args.split, image_size=side, length=args.scenes):
-        scores |= under_name(evaluator.name, evaluator(model, processor))
-    return scores
+        train(model, processor, train_split, ARMS[name], seed, args, folder)
+    minutes = (time.perf_counter() - before) / 60
+    unseen = scores_of(model, processor, args.split, args.scenes, seed=0)
+    found = scores_of(model, processor, train_split, args.scenes, seed=NEW_SCENES) | under_name("unseen", unseen)
+    return found | {"minutes": minutes}
+
+
+def scores_of(
+    model: LongCLIPModel, processor: LongCLIPProcessor, split: str, length: int, seed: int
+) -> dict[str, float]:
+    """Retrieval by every kind of text, under its name."""
+    side, found = model.config.vision_config.image_size, {}
+    for evaluator in long_text_evaluators(split, image_size=side, length=length, seed=seed):
+        found |= under_name(evaluator.name, evaluator(model, processor))
+    return found
 
 
 def start(arm: Arm, folder: Path) -> tuple[LongCLIPModel, LongCLIPProcessor]:
@@ -115,24 +126,30 @@ def start(arm: Arm, folder: Path) -> tuple[LongCLIPModel, LongCLIPProcessor]:
 
 
 def train(
-    model: LongCLIPModel, processor: LongCLIPProcessor, arm: Arm, seed: int, args: CompareArguments, folder: Path
+    model: LongCLIPModel,
+    processor: LongCLIPProcessor,
+    train_split: str,
+    arm: Arm,
+    seed: int,
+    args: CompareArguments,
+    folder: Path,
 ) -> None:
     """Train on long captions of scenes and save the model."""
     report, side = contrastive_report(), model.config.vision_config.image_size
-    train_split = "train" if args.split == "validation" else "train+validation"
-    world = SceneWorld(train_split, image_size=side, length=100 * args.batch_size, seed=100 + seed)
+    rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=100 + seed)
+    data = PairDataArguments(image_augmentation="none", train_split=train_split)
     settings = arm_settings(args, folder, args.steps, seed, weight_decay=0.01, lr_scheduler_type="cosine")
-    collator = build_collator(processor, PairDataArguments(), LongAndShort(arm.captions), seed=seed, report=report)
-    trainer = ContrastiveTrainer(
-        model, settings, collator, IndexedRows(world), processing_class=processor, report=report
-    )
+    collator = build_collator(processor, data, LongAndShort(arm.captions), seed=seed, report=report)
+    trainer = ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
     trainer.train()
     trainer.save_model()
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    return run_arms(ARMS, args, partial(measure_arm, args), METRICS, {"minutes": "minutes"})
+    return run_arms(
+        ARMS, args, partial(measure_arm, args), METRICS, {"minutes": "minutes"}, {"unseen_drawings": UNSEEN}
+    )
 
 
 if __name__ == "__main__":

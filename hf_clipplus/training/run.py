@@ -88,6 +88,7 @@ def run_arms(
     run: Callable[[str, int, Path], dict[str, float]],
     percents: Mapping[str, str],
     means: Mapping[str, str],
+    more: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, list[dict[str, float]]]:
     """Run every arm and seed that is not on disk with the same settings; print the table, and write it as `table.md`.
 
@@ -97,6 +98,7 @@ def run_arms(
             is the settings of a run.
         run: (name of the arm, seed, its folder in `output_dir`) -> scores, which are kept there in `scores.json`.
         percents, means: columns of the table, see `runs_table`.
+        more: further tables by the name of their file, their columns like `percents`.
 
     Returns:
         The scores of each seed by the arm's name.
@@ -107,9 +109,12 @@ def run_arms(
         print(f"== {arms[name].label}, seed {seed}", flush=True)
         folder = output / f"{name}-{seed}"
         scores[name].append(run_once(folder / "scores.json", settings, partial(run, name, seed, folder)))
-    table = runs_table({arms[name].label: runs for name, runs in scores.items()}, percents, means)
-    (output / "table.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    labelled = {arms[name].label: runs for name, runs in scores.items()}
+    tables = {"table": (percents, means)} | {name: (columns, {}) for name, columns in (more or {}).items()}
+    for name, columns in tables.items():
+        table = runs_table(labelled, *columns)
+        (output / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+        print(f"\n{name}\n\n{table}")
     return scores
 
 
