@@ -3,10 +3,11 @@
     python examples/compare_enhancements.py                                     # every arm, 3 seeds
     python examples/compare_enhancements.py --arms plain combination --seeds 0 --steps 500
 
-Every arm goes on from the embedded encoder and sees the same scenes; "plain" is CLIP on the title of a scene or one
-sentence about it. Held-out scenes are looked for by one sentence that lists what they show, single drawings are
-classified, and pairs of scenes that differ in one thing are scored like Winoground (text, image, group). A run that is
-on disk with the same settings is not trained again, so that an interrupted comparison goes on.
+Every arm goes on from the embedded encoder and sees the same pictures: scenes, and scenes of two drawings that also
+tell which way up they are. "plain" is CLIP with several true sentences of each. It is measured on new scenes, of the
+drawings that were trained on and of unseen ones: scenes are looked for by one sentence that lists what they show, and
+pairs of scenes that differ in one thing are scored like Winoground (text, image, group). Single unseen drawings are
+classified. A run that is on disk with the same settings is not trained again: an interrupted comparison goes on.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,14 @@ from typing import Any
 from transformers import set_seed
 
 from hf_clipplus.data.captions import select_captions
+from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import CaptionChoice, contrastive_report
-from hf_clipplus.data.fine_grained_scenes import KINDS
+from hf_clipplus.data.fine_grained_scenes import KINDS, fine_grained_pairs, scene_rows
+from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.data.sub_captions import SubCaptions
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
-from hf_clipplus.evaluation.scenes import by_classes, fine_grained_scenes, scene_evaluators
+from hf_clipplus.evaluation.scenes import NEW_SCENES, by_classes, fine_grained_scenes, scene_evaluators
 from hf_clipplus.evaluation.tables import under_name
 from hf_clipplus.models.configuration_finer_vision import picture_side
 from hf_clipplus.models.dreamlip import DreamLIPModel, DreamLIPProcessor
@@ -36,15 +39,14 @@ from hf_clipplus.training.long_caption_build import (
     SUB_CAPTION_LOSS,
     StartArguments,
     build_collator,
-    kept_scenes,
     start_model,
 )
 from hf_clipplus.training.run import arm_settings, run_arms, train_arm
 from hf_clipplus.training.start import ENCODER
 
 CAPTIONS, CONTEXT = 7, 77
+TRAINING_SEED = 20_000  # of pairs
 PROCESSORS = {DreamLIPModel: DreamLIPProcessor, FFFModel: FFFProcessor}
-ONE_CAPTION = SubCaptions(captions_per_image=1, sampler="paper")
 SUB_CAPTIONS = SubCaptions(captions_per_image=CAPTIONS)
 ALL_CAPTIONS = partial(select_captions, mode="all", captions_per_image=CAPTIONS - 1)
 
@@ -60,7 +62,7 @@ LABELS = {name: {"self_labels": [f"{name}=0.1"]} for name in ("colour", "texture
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: a label, and where it differs from CLIP on one caption of an image.
+    """One way to train: a label, and where it differs from CLIP on several captions of an image.
 
     Args:
         config: fields of the model's configuration.
@@ -72,16 +74,16 @@ class Arm:
     label: str
     model: type[DualEncoderModel] = DreamLIPModel
     config: dict[str, Any] = field(default_factory=lambda: CLIP)
-    choose: CaptionChoice = ONE_CAPTION
+    choose: CaptionChoice = SUB_CAPTIONS
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
 
 COMBINATION = Arm("DreamLIP, FFF, hard negatives", DreamLIPModel, SIGMOID, SUB_CAPTIONS, EQUAL_TEXTS | HARD)
 ARMS = {
-    "plain": Arm("CLIP, title or one sentence"),
+    "plain": Arm("CLIP"),
     "fff": Arm("FFF", FFFModel, SIGMOID, ALL_CAPTIONS, EQUAL_TEXTS),
-    "dreamlip": Arm("DreamLIP", config=SUB_CAPTION_LOSS, choose=SUB_CAPTIONS),
+    "dreamlip": Arm("DreamLIP", config=SUB_CAPTION_LOSS),
     "hard_negatives": Arm("CLIP with hard negatives", data=HARD),
     "scales": Arm("CLIP, two scales", config=CLIP | SCALES),
     "crops": Arm("CLIP, and two salient regions again", config=CLIP | {"finer_vision": {"crops": 2}}),
@@ -100,10 +102,13 @@ METRICS = {
     "R@5": "scenes_by_summary_text_to_image_R@5",
     "image->text R@5": "scenes_by_summary_image_to_text_R@5",
     "by classes R@5": "scenes_by_classes_text_to_image_R@5",
-    "zero-shot top-1": "clipart_zero_shot_top1",
     **{score: f"scenes_fine_grained_{score}" for score in ("text", "image", "group")},
 }
+UNSEEN = {head: f"unseen_{metric}" for head, metric in METRICS.items()}
+UNSEEN["zero-shot top-1"] = "unseen_clipart_zero_shot_top1"
 GROUP_BY_KIND = {f"group, {kind}": f"scenes_fine_grained_group_{kind}" for kind in KINDS}
+BY_KIND_UNSEEN = {head: f"unseen_{metric}" for head, metric in GROUP_BY_KIND.items()}
+MORE = {"unseen_drawings": UNSEEN, "group_by_kind": GROUP_BY_KIND, "group_by_kind_unseen": BY_KIND_UNSEEN}
 MEANS = {"ms per step": "step_ms", "steps": "steps", "minutes": "minutes"}
 
 
@@ -120,9 +125,10 @@ class CompareArguments:
     )
     minutes: float = field(default=10.0, metadata={"help": "Training time of each arm and seed."})
     steps: int | None = field(default=None, metadata={"help": "Steps of each arm instead of a time."})
-    training_scenes: int = field(default=9600, metadata={"help": "Scenes to train on, drawn once."})
+    training_scenes: int = field(default=4800, metadata={"help": "Scenes to train on, drawn once."})
+    training_pairs: int = field(default=400, metadata={"help": "And pairs of each of six kinds, two pictures each."})
     batch_size: int = field(default=64, metadata={"help": "Scenes of a batch."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of every arm."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of every arm."})
     scenes: int = field(default=300, metadata={"help": "Held-out scenes to retrieve from."})
     pairs: int = field(default=120, metadata={"help": "Held-out pairs of each kind."})
     split: str = field(default="test", metadata={"help": "Held-out drawings; 'validation' to choose settings."})
@@ -139,7 +145,10 @@ def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[
     options = {"added": (*ADDED, "logit_bias"), "context": CONTEXT}
     model, processor = start_model(arm.model, PROCESSORS[arm.model], start, data, **options, **arm.config)
     side = picture_side(model.config)
-    rows = kept_scenes(train_split, image_size=side, length=args.training_scenes, seed=seed)
+    scenes = SceneWorld(train_split, image_size=side, length=args.training_scenes, seed=seed, train=False)
+    options = {"pairs_per_kind": args.training_pairs, "seed": TRAINING_SEED + seed}
+    pairs = fine_grained_pairs(train_split, image_size=side, **options)
+    rows = IndexedRows([*iterate(scenes), *scene_rows(pairs)])
     report = contrastive_report()
     collator = build_collator(processor, data, arm.choose, seed=seed, report=report)
     if getattr(model.config, "contrastive_loss", None) == "sigmoid":
@@ -152,26 +161,30 @@ def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[
         return ContrastiveTrainer(model, settings, collator, rows, processing_class=processor, report=report)
 
     _, times = train_arm(args, model, trainer_of)
-    return scores_of(model, processor, args, side) | times
+    unseen = scores_of(model, processor, args, args.split, seed=0)
+    zero_shot = clipart_evaluators(args.split, image_size=side)[0]
+    unseen |= under_name(zero_shot.name, zero_shot(model, processor))
+    found = scores_of(model, processor, args, train_split, seed=NEW_SCENES) | under_name("unseen", unseen)
+    return found | times
 
 
-def scores_of(model: DualEncoderModel, processor: Any, args: CompareArguments, side: int) -> dict[str, float]:
-    """Retrieval of scenes, zero-shot classification of drawings, and fine-grained pairs."""
-    evaluators = (
-        scene_evaluators(args.split, image_size=side, length=args.scenes)[0],
-        by_classes(args.split, image_size=side, length=args.scenes),
-        clipart_evaluators(args.split, image_size=side)[0],
-        fine_grained_scenes(args.split, image_size=side, pairs_per_kind=args.pairs),
-    )
-    found = {}
-    for evaluator in evaluators:
+def scores_of(
+    model: DualEncoderModel, processor: Any, args: CompareArguments, split: str, seed: int
+) -> dict[str, float]:
+    """Retrieval of scenes and fine-grained pairs, under their names."""
+    options, found = {"image_size": picture_side(model.config), "seed": seed}, {}
+    for evaluator in (
+        scene_evaluators(split, length=args.scenes, **options)[0],
+        by_classes(split, length=args.scenes, **options),
+        fine_grained_scenes(split, pairs_per_kind=args.pairs, **options),
+    ):
         found |= under_name(evaluator.name, evaluator(model, processor))
     return found | {f"chance_{metric}": CHANCES["group"] for metric in GROUP_BY_KIND.values()}
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     (args,) = parse_arguments((CompareArguments,), __doc__, argv)
-    return run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS, more={"group_by_kind": GROUP_BY_KIND})
+    return run_arms(ARMS, args, partial(run_arm, args), METRICS, MEANS, more=MORE)
 
 
 if __name__ == "__main__":

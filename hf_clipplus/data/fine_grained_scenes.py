@@ -3,10 +3,11 @@ the sentence that is true of it alone.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -113,17 +114,99 @@ def fine_grained_pairs(
     return found
 
 
+def scene_rows(pairs: Iterable[ScenePair]) -> list[dict[str, Any]]:
+    """Both pictures of every pair as rows to train on, which tell every kind of fact.
+
+    Returns:
+        Per picture the fields of a row of `SceneWorld` but `mask` and how drawings were pasted; `objects` have `turn`
+        (of `TURNS`) too. The raw `caption` is the sentence of the pair.
+    """
+    return [
+        _row(image, text, parts, pair.background)
+        for pair in pairs
+        for image, text, parts in zip(pair.images, pair.texts, pair.parts, strict=True)
+    ]
+
+
 def compose(parts: Sequence[Part], background: str, size: int) -> Image.Image:
     """The picture of some parts, `size` pixels wide and high, on a colour named in `canvas.BACKGROUNDS`."""
     picture = canvas.plain(size, np.array(canvas.BACKGROUNDS[background], dtype=np.uint8))
     for part in parts:
-        sprite = canvas.scaled(part.drawing.mips, max(1, round(part.longest * size)))
-        if part.colour is not None:
-            sprite = tinted(sprite, np.array(canvas.COLOURS[part.colour][0]))
-        sprite = np.ascontiguousarray(np.rot90(sprite, part.turns))
+        sprite = _sprite(part, size)
         for x, y in part.centres:
             canvas.paste(picture, sprite, round(x * size - sprite.shape[1] / 2), round(y * size - sprite.shape[0] / 2))
     return Image.fromarray(picture)
+
+
+def _sprite(part: Part, size: int) -> np.ndarray:
+    """The drawing of a part as it is pasted, premultiplied RGBA."""
+    sprite = canvas.scaled(part.drawing.mips, max(1, round(part.longest * size)))
+    if part.colour is not None:
+        sprite = tinted(sprite, np.array(canvas.COLOURS[part.colour][0]))
+    return np.ascontiguousarray(np.rot90(sprite, part.turns))
+
+
+def _row(image: Image.Image, text: str, parts: tuple[Part, Part], background: str) -> dict[str, Any]:
+    """A picture with the facts of its parts, and the sentences that tell them."""
+    objects = [item for group, part in enumerate(parts) for item in _objects(part, group, image.height)]
+    sentences = [text, *_sentences(parts, objects), f"The background is {background}."]
+    sentences = list(dict.fromkeys(sentences))
+    return {
+        "image": image,
+        "class_names": sorted({part.noun for part in parts}),
+        "objects": objects,
+        "background": background,
+        "caption": text,
+        "long_caption": " ".join(sentences),
+        "sentences": sentences,
+        "pseudo_captions": sentences,
+    }
+
+
+def _objects(part: Part, group: int, size: int) -> list[dict[str, Any]]:
+    """The facts of every copy of a part, as `SceneWorld` gives them."""
+    sprite = _sprite(part, size)
+    height, width = sprite.shape[:2]
+    found = []
+    for x, y in part.centres:
+        left, top = round(x * size - width / 2), round(y * size - height / 2)
+        found.append(
+            {
+                "name": part.noun,
+                "class_name": part.noun,
+                "colour": part.colour or _main_colour(sprite),
+                "place": _place(replace(part, centres=((x, y),))),
+                "box": (left, top, left + width, top + height),
+                "group": group,
+                "count": len(part.centres),
+                "turn": TURNS[part.turns],
+            }
+        )
+    return found
+
+
+def _main_colour(sprite: np.ndarray) -> str:
+    pixels = sprite.reshape(-1, 4).astype(np.float64)
+    pixels = pixels[pixels[:, 3] > 0]
+    return canvas.colour_name(np.minimum(pixels[:, :3] * 255 / pixels[:, 3:], 255), pixels[:, 3])
+
+
+def _sentences(parts: tuple[Part, Part], objects: Sequence[dict[str, Any]]) -> list[str]:
+    """What there is; of single drawings place, colour and which way up; of two of them how they stand."""
+    found = [_picture_of(*parts)]
+    single = [item for item in objects if item["count"] == 1]
+    for item in single:
+        noun = item["class_name"]
+        described = with_article(f"{item['colour']} {noun}")
+        found.append(f"{described[0].upper()}{described[1:]} is {item['place']}.")
+        found += [f"The {noun} is {item[fact]}." for fact in ("place", "turn")]
+    if len(single) == 2:
+        centres = np.array([part.centres[0] for part in parts])
+        upright = int(np.abs(centres[0] - centres[1]).argmax())
+        before, after = (parts[number].noun for number in centres[:, upright].argsort())
+        words = ("above", "below") if upright else ("to the left of", "to the right of")
+        found += [f"The {before} is {words[0]} the {after}.", f"The {after} is {words[1]} the {before}."]
+    return found
 
 
 def _pair(

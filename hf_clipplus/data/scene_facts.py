@@ -193,9 +193,9 @@ class SceneFacts:
     def _is_false(self, text: str, mention: Mention) -> bool:
         if mention.noun == BACKGROUND:
             return mention.colour is not None and _apart(text[slice(*mention.colour)].lower(), self.background)
-        if mention.turn is not None and text[slice(*mention.turn)] != TURNS[0]:
-            return True
         meant = self._meant(text, mention)
+        if mention.turn is not None:
+            meant = [item for item in meant if item.get("turn", TURNS[0]) == text[slice(*mention.turn)]]
         if mention.place is not None:
             meant = [item for item in meant if self._stands(item, text[slice(*mention.place)])]
         if not meant:

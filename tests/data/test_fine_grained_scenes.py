@@ -10,7 +10,9 @@ from hf_clipplus.data.clipart import load_drawings
 from hf_clipplus.data.clipart_facts import TURNS
 from hf_clipplus.data.clipart_scenes import NUMBERS, place_of
 from hf_clipplus.data.clipart_text import plural, with_article
-from hf_clipplus.data.fine_grained_scenes import KINDS, compose, fine_grained_pairs
+from hf_clipplus.data.fine_grained_scenes import KINDS, compose, fine_grained_pairs, scene_rows
+from hf_clipplus.data.hard_negatives import HardNegatives
+from hf_clipplus.data.scene_facts import SceneFacts, scene_reader
 
 SIZE, PAIRS = 96, 10
 
@@ -62,6 +64,36 @@ def test_each_sentence_is_true_of_its_own_picture_alone(pairs):
     for pair in pairs:
         truths = [[is_true(text, pair, number) for number in (0, 1)] for text in pair.texts]
         assert truths == [[True, False], [False, True]], (pair.pattern, pair.texts)
+
+
+def test_rows_to_train_on_tell_the_truth_and_their_false_captions_do_not(pairs):
+    rows = scene_rows(pairs)
+    assert len(rows) == 2 * len(pairs)
+    for number, row in enumerate(rows):
+        pair, side = pairs[number // 2], number % 2
+        assert row["image"] is pair.images[side]
+        assert row["caption"] == pair.texts[side]
+        assert row["sentences"][-1] == f"The background is {pair.background}."
+        assert len(row["sentences"]) >= 4
+        assert row["pseudo_captions"] == row["sentences"]
+        for text in row["sentences"][:-1]:
+            if text[0] != "A" or text.startswith("A picture") or text in pair.texts:  # else a colour that nobody chose
+                assert is_true(text, pair, side), text
+            assert not SceneFacts(row).denies(text), text
+        kinds = ("relation", "count", "place", "orientation", "object")  # a colour beside the main one may be true too
+        hard = HardNegatives(5, kinds=kinds, reader=scene_reader)
+        made = hard(row, row["sentences"][:-1], np.random.default_rng(number)).texts
+        assert len(made) == 5
+        for text in made:
+            assert not _holds(text, pair, side), text
+
+
+def _holds(text, pair, number):
+    """`is_true`, where a thing that is not there makes a sentence false."""
+    try:
+        return is_true(text, pair, number)
+    except KeyError:
+        return False
 
 
 def test_one_thing_differs_and_the_pictures_show_what_the_parts_say(pairs):
