@@ -21,8 +21,10 @@ from hf_clipplus.data.captions import select_captions
 from hf_clipplus.data.clipart_scenes import SceneWorld
 from hf_clipplus.data.collators import CaptionChoice, contrastive_report
 from hf_clipplus.data.fine_grained_scenes import KINDS, fine_grained_pairs, scene_rows
+from hf_clipplus.data.scene_facts import scene_tagger
 from hf_clipplus.data.sources import IndexedRows, iterate
 from hf_clipplus.data.sub_captions import SubCaptions
+from hf_clipplus.data.text_structure import StructureSpans, tagged_parser
 from hf_clipplus.evaluation.clipart import clipart_evaluators
 from hf_clipplus.evaluation.fine_grained_scores import CHANCES
 from hf_clipplus.evaluation.scenes import NEW_SCENES, by_classes, fine_grained_scenes, scene_evaluators
@@ -69,6 +71,7 @@ class Arm:
         choose: the captions of an image.
         data: fields of `PairDataArguments`.
         training: fields of `ContrastiveTrainingArguments`.
+        views: texts are encoded as a whole and by their phrases.
     """
 
     label: str
@@ -77,6 +80,7 @@ class Arm:
     choose: CaptionChoice = SUB_CAPTIONS
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    views: bool = False
 
 
 COMBINATION = Arm("DreamLIP, FFF, hard negatives", DreamLIPModel, SIGMOID, SUB_CAPTIONS, EQUAL_TEXTS | HARD)
@@ -88,6 +92,7 @@ ARMS = {
     "scales": Arm("CLIP, two scales", config=CLIP | SCALES),
     "crops": Arm("CLIP, and two salient regions again", config=CLIP | {"finer_vision": {"crops": 2}}),
     **{name: Arm(f"CLIP with the label {name}", training=training) for name, training in LABELS.items()},
+    "views": Arm("CLIP, texts and their phrases", views=True),
     "adversarial": Arm("CLIP with adversarial pictures", training={"adversarial": "pixel"}),
     "combination": COMBINATION,
     "all": replace(
@@ -145,6 +150,9 @@ def run_arm(args: CompareArguments, name: str, seed: int, folder: Path) -> dict[
     options = {"added": (*ADDED, "logit_bias"), "context": CONTEXT}
     model, processor = start_model(arm.model, PROCESSORS[arm.model], start, data, **options, **arm.config)
     side = picture_side(model.config)
+    if arm.views:
+        processor.default_text_mode = "segmented"
+        processor.default_spans = StructureSpans(tagged_parser(scene_tagger))
     scenes = SceneWorld(train_split, image_size=side, length=args.training_scenes, seed=seed, train=False)
     options = {"pairs_per_kind": args.training_pairs, "seed": TRAINING_SEED + seed}
     pairs = fine_grained_pairs(train_split, image_size=side, **options)

@@ -54,6 +54,18 @@ LIKE_CLASSES = _alike(
         "sports item": "musical item",
     }
 )
+# of the few words that are no nouns in the scenes' sentences
+_TAGS = {
+    **dict.fromkeys(("a", "an", "the"), "DT"),
+    **dict.fromkeys(NUMBERS, "CD"),
+    **dict.fromkeys(
+        " ".join((*canvas.COLOUR_NAMES, *canvas.BACKGROUND_NAMES, "colourful upside right")).split(), "JJ"
+    ),
+    **dict.fromkeys(("in", "on", "at", "to", "of", "above", "below"), "IN"),
+    **dict.fromkeys(("is", "are", "turned"), "VBZ"),
+    **dict.fromkeys(("and", "there", "picture", "way", "down", "up"), "CC"),
+    **{sign: sign for sign in ".,"},
+}
 NEAR = 0.1  # over the side: how far from a third of the picture an object may stand and still be said to be in it
 BACKGROUND_DISTANCE = 40.0  # CIELAB, from which on another name of the background is plainly false
 _WITHIN = {place: (row, column) for row, names in enumerate(PLACES) for column, place in enumerate(names)}
@@ -332,6 +344,11 @@ def scene_reader(row: Mapping[str, Any], captions: Sequence[str]) -> list[SceneC
     """The reader of a row of `SceneWorld` for `HardNegatives`."""
     facts = SceneFacts(row)
     return [SceneChanges(facts, caption) for caption in captions]
+
+
+def scene_tagger(text: str) -> list[tuple[str, str]]:
+    """Words of the scenes' own sentences with Penn tags: all that is no word of their grammar is a noun."""
+    return [(word, _TAGS.get(word.lower(), "NN")) for word in re.findall(r"[^\W_]+|[.,]", text)]
 
 
 def _before(lower: str, start: int) -> tuple[int, Span | None, Span | None]:

@@ -54,6 +54,9 @@ class DualEncoderProcessor(ProcessorMixin):
             context (which `model.extend_context` lengthens), the end token kept. "segmented", "hierarchical": cut into
             sentences, and sentences into windows, which the model encodes and joins; nothing is lost.
 
+    Attributes:
+        default_spans: `spans` of calls that give none, in the modes that take them; not saved.
+
     Raises:
         ValueError: unknown text mode.
 
@@ -67,6 +70,7 @@ class DualEncoderProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = DualEncoderProcessorKwargs
+    default_spans: Spans | None = None
 
     def __init__(self, image_processor=None, tokenizer=None, default_text_mode: str = "extended", **kwargs):
         _check_mode(default_text_mode)
@@ -119,7 +123,7 @@ class DualEncoderProcessor(ProcessorMixin):
         if mode == "extended":
             encoded, dropped = self._one_sequence([clean_text(caption) for caption in captions], text_options)
         else:
-            encoded, dropped = self._segments(captions, spans, text_options), []
+            encoded, dropped = self._segments(captions, spans or self.default_spans, text_options), []
         if owner is not None:
             encoded["caption_owner"] = owner
         batch.update(BatchFeature(encoded, tensor_type=return_tensors))

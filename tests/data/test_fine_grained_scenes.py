@@ -12,7 +12,8 @@ from hf_clipplus.data.clipart_scenes import NUMBERS, place_of
 from hf_clipplus.data.clipart_text import plural, with_article
 from hf_clipplus.data.fine_grained_scenes import KINDS, compose, fine_grained_pairs, scene_rows
 from hf_clipplus.data.hard_negatives import HardNegatives
-from hf_clipplus.data.scene_facts import SceneFacts, scene_reader
+from hf_clipplus.data.scene_facts import SceneFacts, scene_reader, scene_tagger
+from hf_clipplus.data.text_structure import tagged_parser
 
 SIZE, PAIRS = 96, 10
 
@@ -86,6 +87,15 @@ def test_rows_to_train_on_tell_the_truth_and_their_false_captions_do_not(pairs):
         assert len(made) == 5
         for text in made:
             assert not _holds(text, pair, side), text
+
+
+def test_the_tagger_of_scenes_finds_things_and_what_is_said_of_them():
+    parse = tagged_parser(scene_tagger)
+    assert parse("A picture of two desserts and a mammal.").noun_phrases() == ["two desserts", "a mammal"]
+    related = parse("The light blue cat is to the left of the fruit.")
+    assert related.attribute_pairs() == [("light", "cat"), ("blue", "cat")]
+    assert related.triples() == [("cat", "is to the left of", "fruit")]
+    assert parse("The tool is the right way up.").noun_phrases() == ["The tool"]
 
 
 def _holds(text, pair, number):

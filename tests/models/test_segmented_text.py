@@ -128,6 +128,12 @@ def test_spans_are_the_parts(processor):
     assert batch["segment_owner"] == [0, 0]
     with pytest.raises(ValueError, match="spans are for"):
         processor(text="a cat", spans=nouns)
+    processor.default_spans = nouns
+    try:
+        assert processor(text="a cat on a hill", text_mode="segmented")["input_ids"] == batch["input_ids"]
+        assert "segment_owner" not in processor(text="a cat on a hill")
+    finally:
+        del processor.default_spans
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "...", "cat " * 5000, "</s>" * 30, "<|endoftext|> cat"])
