@@ -4,9 +4,11 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hf_clipplus.ops.sentences import split_sentences
 
@@ -14,6 +16,7 @@ from .ready_images import prepare_images
 
 TEXT_MODES = ("extended", "segmented", "hierarchical")
 PADDING_ID = 0
+_OF_A_CALL = ("max_length", "stride", "pad_to_multiple_of", "truncation_strategy")
 HAS_FTFY = find_spec("ftfy") is not None
 
 TextInput = str | list[str] | list[list[str]]
@@ -104,7 +107,7 @@ class DualEncoderProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__}: give images, text or both.")
         options = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            self.valid_processor_kwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
         )
         text_options = dict(options["text_kwargs"])
         mode, spans = text_options.pop("text_mode", None) or self.default_text_mode, text_options.pop("spans", None)
@@ -198,6 +201,15 @@ class DualEncoderProcessor(ProcessorMixin):
             cut = [part[start : start + size] for start in range(0, len(part), size)]
             windows += [(window, None if weight is None else weight / len(cut)) for window in cut]
         return windows
+
+
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The settings of a tokenizer without those of its last call, which are saved with it.
+
+    A tokenizer that was saved after cutting texts at 77 tokens would cut them there for ever, also where the context
+    has become longer since.
+    """
+    return {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OF_A_CALL}
 
 
 def _checked_spans(text: str, spans: Sequence) -> list[tuple[int, int, float | None]]:

@@ -119,6 +119,17 @@ def test_hierarchical_pooling(pooling, tower_configs, processor, seeded):
         assert model.segment_attention.weight.grad.abs().sum() > 0
 
 
+def test_a_saved_tokenizer_forgets_where_its_last_call_cut(processor, tmp_path):
+    story = "a cat on a hill " * 40
+    context = processor.tokenizer.model_max_length
+    assert len(processor(text=story)["input_ids"][0]) == context
+    processor.save_pretrained(tmp_path)
+    again = DualEncoderProcessor.from_pretrained(tmp_path)
+    again.tokenizer.model_max_length = 2 * context
+    assert len(again(text=story)["input_ids"][0]) == 2 * context
+    assert len(again(text=story, max_length=9)["input_ids"][0]) == 9
+
+
 def test_spans_are_the_parts(processor):
     def nouns(text):
         return [(text.index(word), text.index(word) + len(word)) for word in ("cat", "hill")]

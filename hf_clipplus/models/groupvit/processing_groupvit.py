@@ -11,7 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from hf_clipplus.models.processing_dual_encoder import PADDING_ID, clean_text
+from hf_clipplus.models.processing_dual_encoder import PADDING_ID, clean_text, tokenizer_settings
 
 from .presets_groupvit import (
     BACKGROUND_THRESHOLDS,
@@ -97,7 +97,7 @@ class GroupViTPlusProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("GroupViTPlusProcessor: give images, text or both.")
         options = self._merge_kwargs(
-            GroupViTPlusProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            GroupViTPlusProcessorKwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
         )
         batch = {}
         if images is not None:
