@@ -34,6 +34,7 @@ from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import PairDataArguments
 from hf_clipplus.training.long_caption_build import (
     ADDED,
+    OTHER_IMAGES,
     SUB_CAPTION_LOSS,
     StartArguments,
     build_collator,
@@ -42,7 +43,7 @@ from hf_clipplus.training.long_caption_build import (
 )
 from hf_clipplus.training.run import arm_settings, run_arms, train_arm
 
-CAPTIONS, CONTEXT, OTHER_IMAGES = 7, 77, 15
+CAPTIONS, CONTEXT = 7, 77
 THRESHOLDS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.7)  # of the background in segmentation; one is chosen on validation scenes
 
 

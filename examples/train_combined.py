@@ -26,6 +26,7 @@ from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArgum
 from hf_clipplus.training.build import choose_bias, open_mining_model
 from hf_clipplus.training.long_caption_build import (
     ADDED,
+    OTHER_IMAGES,
     StartArguments,
     SubCaptionArguments,
     build_collator,
@@ -42,7 +43,10 @@ class CombinedArguments:
 
     use_grouping_loss: bool = field(default=True, metadata={"help": "Tie captions to patches (DreamLIP)."})
     grouping_negatives: str = field(
-        default="batch", metadata={"help": "'batch', 'within_image' or 'cross_image', see DreamLIP's recipe."}
+        default="cross_image", metadata={"help": "'cross_image', 'batch' or 'within_image', see train_dreamlip.py."}
+    )
+    max_grouping_negatives: int | None = field(
+        default=OTHER_IMAGES, metadata={"help": "Images beside its own for a caption with 'cross_image'."}
     )
     mining_features: str = field(
         default="online",

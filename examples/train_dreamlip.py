@@ -23,6 +23,7 @@ from hf_clipplus.training import ContrastiveTrainer, parse_arguments
 from hf_clipplus.training.arguments import EpochTrainingArguments, PairDataArguments
 from hf_clipplus.training.long_caption_build import (
     ADDED,
+    OTHER_IMAGES,
     SUB_CAPTION_LOSS,
     StartArguments,
     SubCaptionArguments,
@@ -41,12 +42,15 @@ class DreamLIPArguments:
     use_grouping_loss: bool = field(default=True, metadata={"help": "Tie captions to patches."})
     grouping_loss_weight: float = field(default=1.0, metadata={"help": "Weight of that loss."})
     grouping_negatives: str = field(
-        default="batch",
-        metadata={"help": "'batch' (published code), 'within_image' (paper) or 'cross_image' (only patches differ)."},
+        default="cross_image",
+        metadata={
+            "help": "'cross_image' (only patches differ; what taught patches in our runs, see PAPERS.md), 'batch' "
+            "(published code) or 'within_image' (paper)."
+        },
     )
     max_grouping_negatives: int | None = field(
-        default=None,
-        metadata={"help": "Images beside its own for a caption with 'cross_image'; None: the whole batch."},
+        default=OTHER_IMAGES,
+        metadata={"help": "Images beside its own for a caption with 'cross_image'."},
     )
     grouping_normalization: str = field(default="minmax", metadata={"help": "Of similarities: 'minmax' or 'softmax'."})
     grouping_threshold: float = field(

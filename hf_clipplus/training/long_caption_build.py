@@ -32,6 +32,7 @@ from .start import load_to_train
 
 TOKENIZER_SCENES, VISION_SAMPLE = 1000, 400
 ADDED = ("patch_projection.weight", "logit_scale_local")  # by DreamLIP to a plain CLIP
+OTHER_IMAGES = 15  # that a caption is held against in the grouping loss, where only patches differ
 SUB_CAPTION_LOSS = {"contrastive_loss": "slot_softmax", "mining_features": None}  # DreamLIP's own
 
 
