@@ -4,7 +4,6 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -16,7 +15,6 @@ from .ready_images import prepare_images
 
 TEXT_MODES = ("extended", "segmented", "hierarchical")
 PADDING_ID = 0
-_OF_A_CALL = ("max_length", "stride", "pad_to_multiple_of", "truncation_strategy")
 HAS_FTFY = find_spec("ftfy") is not None
 
 TextInput = str | list[str] | list[list[str]]
@@ -78,6 +76,7 @@ class DualEncoderProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, default_text_mode: str = "extended", **kwargs):
         _check_mode(default_text_mode)
         self.default_text_mode = default_text_mode
+        forget_last_cut(tokenizer)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
@@ -107,7 +106,7 @@ class DualEncoderProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__}: give images, text or both.")
         options = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         text_options = dict(options["text_kwargs"])
         mode, spans = text_options.pop("text_mode", None) or self.default_text_mode, text_options.pop("spans", None)
@@ -203,13 +202,17 @@ class DualEncoderProcessor(ProcessorMixin):
         return windows
 
 
-def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The settings of a tokenizer without those of its last call, which are saved with it.
+def forget_last_cut(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Take from a tokenizer the length that its last call before it was saved had cut texts at.
 
-    A tokenizer that was saved after cutting texts at 77 tokens would cut them there for ever, also where the context
-    has become longer since.
+    It is saved with a tokenizer and read as a setting: texts would be cut there for ever, also where the context has
+    become longer since. A `max_length` that a tokenizer was given when it was made stays.
     """
-    return {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OF_A_CALL}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    last = getattr(backend, "truncation", None)
+    if last is not None and tokenizer.init_kwargs.get("max_length") == last["max_length"]:
+        tokenizer.init_kwargs.pop("max_length")
+        backend.no_truncation()
 
 
 def _checked_spans(text: str, spans: Sequence) -> list[tuple[int, int, float | None]]:

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from hf_clipplus.models.processing_dual_encoder import tokenizer_settings
+from hf_clipplus.models.processing_dual_encoder import forget_last_cut
 from hf_clipplus.models.ready_images import ready_pixel_values
 from hf_clipplus.ops.diffusion_feedback import (
     OPENAI_MEAN,
@@ -51,6 +51,7 @@ class DIVAProcessor(ProcessorMixin):
         self.legacy_vae_renorm = legacy_vae_renorm
         self.legacy_tower_pixels = legacy_tower_pixels
         self.pad_texts = pad_texts
+        forget_last_cut(tokenizer)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images=None, text=None, **kwargs: Unpack[DIVAProcessorKwargs]) -> BatchFeature:
@@ -63,9 +64,7 @@ class DIVAProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("DIVAProcessor: give images, text or both.")
-        options = self._merge_kwargs(
-            DIVAProcessorKwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
-        )
+        options = self._merge_kwargs(DIVAProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         batch = {}
         if images is not None:
             batch.update(self.image_processor(images, **options["images_kwargs"]))

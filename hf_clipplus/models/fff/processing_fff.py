@@ -3,7 +3,7 @@
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from hf_clipplus.models.processing_dual_encoder import TextInput, flatten_captions, tokenizer_settings
+from hf_clipplus.models.processing_dual_encoder import TextInput, flatten_captions, forget_last_cut
 from hf_clipplus.models.ready_images import prepare_images
 
 
@@ -31,6 +31,7 @@ class FFFProcessor(ProcessorMixin):
     valid_processor_kwargs = FFFProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        forget_last_cut(tokenizer)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
@@ -54,9 +55,7 @@ class FFFProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("FFFProcessor: give images, text or both.")
-        options = self._merge_kwargs(
-            FFFProcessorKwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
-        )
+        options = self._merge_kwargs(FFFProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         batch = {}
         if images is not None:
             batch.update(prepare_images(self.image_processor, images, options["images_kwargs"]))

@@ -11,7 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from hf_clipplus.models.processing_dual_encoder import PADDING_ID, clean_text, tokenizer_settings
+from hf_clipplus.models.processing_dual_encoder import PADDING_ID, clean_text, forget_last_cut
 
 from .presets_groupvit import (
     BACKGROUND_THRESHOLDS,
@@ -53,6 +53,7 @@ class GroupViTPlusProcessor(ProcessorMixin):
     valid_processor_kwargs = GroupViTPlusProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        forget_last_cut(tokenizer)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
@@ -97,7 +98,7 @@ class GroupViTPlusProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("GroupViTPlusProcessor: give images, text or both.")
         options = self._merge_kwargs(
-            GroupViTPlusProcessorKwargs, tokenizer_init_kwargs=tokenizer_settings(self.tokenizer), **kwargs
+            GroupViTPlusProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         batch = {}
         if images is not None:
