@@ -13,6 +13,7 @@ print(len(classify(Image.new("RGB", (50, 50), "red"), top_k=100)))
 """
 
 
+@pytest.mark.slow
 def test_example_and_what_it_saved(run, tmp_path):
     options = ("--shots", 1, 2, "--seeds", 1, "--views", 2, "--heads", "zero_shot", "ape", "--save", "ape")
     table = run("examples/train_ape.py", *options, "--output_dir", tmp_path)

@@ -168,6 +168,7 @@ def run(script: str, lines: list[str], folder: Path, environment: dict[str, str]
     assert done.returncode == 0, done.stderr[-6000:]
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_the_same_models_and_then_needs_neither_network_nor_package(hub, lines):
     folder, variants, adapters = lines
     for name in ("picture.jpg", "street.jpg"):  # what the samples of the cards open
